@@ -7,7 +7,8 @@ and cost need, so that no other module parses messages. ``RouteDecision`` is the
 from __future__ import annotations
 
 import enum
-import math
+import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -51,10 +52,10 @@ class VerifierSpec:
     latency_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.true_accept <= 1.0:
-            raise RequestError(f"true_accept is {self.true_accept!r}; it must lie in (0, 1]")
-        if not 0.0 <= self.false_accept < 1.0:
-            raise RequestError(f"false_accept is {self.false_accept!r}; it must lie in [0, 1)")
+        if not _is_number(self.true_accept) or not 0.0 < self.true_accept <= 1.0:
+            raise RequestError(f"true_accept is {_brief(self.true_accept)}; it must lie in (0, 1]")
+        if not _is_number(self.false_accept) or not 0.0 <= self.false_accept < 1.0:
+            raise RequestError(f"false_accept is {_brief(self.false_accept)}; it must lie in [0, 1)")
         for name in ("cost_usd", "latency_s"):
             _positive(name, getattr(self, name), zero=True)
 
@@ -126,7 +127,7 @@ class RouteRequest:
             fields["messages"] = fields.pop("prompt")
         unknown = sorted(map(str, set(fields) - set(cls.__dataclass_fields__)))
         if unknown:
-            raise RequestError(f"unknown request field(s) {unknown}; known: {sorted(cls.__dataclass_fields__)}")
+            raise RequestError(f"unknown request field(s) {_brief(unknown)}; known: {sorted(cls.__dataclass_fields__)}")
         if "messages" not in fields:
             raise RequestError("a request needs `messages` (or `prompt`)")
         verifier = fields.get("verifier")
@@ -134,7 +135,7 @@ class RouteRequest:
             try:
                 fields["verifier"] = VerifierSpec(**verifier)
             except TypeError as exc:
-                raise RequestError(f"verifier {dict(verifier)!r} is not a VerifierSpec: {exc}") from exc
+                raise RequestError(f"verifier {_brief(dict(verifier))} is not a VerifierSpec: {exc}") from exc
         return cls(**fields)
 
 
@@ -271,14 +272,16 @@ def _walk(messages: Sequence[Mapping[str, Any]], request: RouteRequest) -> Trace
         elif role == "assistant":
             assistants += 1
             tool_calls = message.get("tool_calls") or ()
+            if not _is_object_list(tool_calls):
+                raise RequestError(f"message {index}: tool_calls must be a list of objects; got {_brief(tool_calls)}")
             calls += len(tool_calls)
-            tokens += sum(_tokens(str(call)) for call in tool_calls)
+            tokens += _object_tokens(tool_calls, f"message {index}: tool_calls")
         elif role in ("tool", "function"):
             inner_results.append(text)
         results += len(inner_results)
         failed += sum(map(_looks_failed, inner_results))
         tokens += sum(_tokens(result) for result in inner_results if result is not text)
-    if not user_texts and not kinds and not results:
+    if not kinds and not results and all(text.isspace() for text in user_texts):
         raise RequestError("the request is empty: no user text, attachment or tool result in its messages")
     count = {kind: kinds.count(kind) for kind in ("image", "pdf", "video", "audio")}
     tokens += (
@@ -299,7 +302,9 @@ def _read_content(content: Any, index: int) -> tuple[str, list[str], int, list[s
     if content is None:
         return "", [], 0, []
     if not isinstance(content, (list, tuple)):
-        raise RequestError(f"message {index}: content is {type(content).__name__}; expected str, a list of parts or None")
+        raise RequestError(
+            f"message {index}: content is {type(content).__name__}; expected str, a list of parts or None"
+        )
     texts: list[str] = []
     kinds: list[str] = []
     results: list[str] = []
@@ -363,7 +368,14 @@ def _tokens(text: str) -> int:
 
 
 def _schema_tokens(tools: Sequence[Mapping[str, Any]]) -> int:
-    return sum(_tokens(str(tool)) for tool in tools)
+    return _object_tokens(tools, "tools")
+
+
+def _object_tokens(objects: Sequence[Mapping[str, Any]], name: str) -> int:
+    try:
+        return sum(_tokens(str(one)) for one in objects)
+    except RecursionError:
+        raise RequestError(f"{name}: nested too deeply to be read; flatten the schema") from None
 
 
 def _check_messages(messages: Any) -> None:
@@ -394,30 +406,43 @@ def _check_limits(request: RouteRequest) -> None:
         _positive("failure_cost_usd", request.failure_cost_usd, zero=True)
     if request.max_output_tokens is not None:
         _positive("max_output_tokens", request.max_output_tokens)
-    if request.cached_tokens:
-        _positive("cached_tokens", request.cached_tokens, zero=True)
+    _positive("cached_tokens", request.cached_tokens, zero=True)
     quality = request.min_quality
     if quality is not None and quality != "escalation":
         _positive("min_quality", quality)
-        if quality > 1.0:  # type: ignore[operator]
-            raise RequestError(f"min_quality is {quality!r}; it must lie in (0, 1] or be 'escalation'")
+        if quality > 1.0:
+            raise RequestError(f"min_quality is {_brief(quality)}; it must lie in (0, 1] or be 'escalation'")
     for name in ("allow", "deny", "require"):
-        if isinstance(getattr(request, name), str):
-            raise RequestError(f"{name} is a string; expected a list of names")
+        names = getattr(request, name)
+        if not isinstance(names, (list, tuple, set, frozenset)) or not all(isinstance(one, str) for one in names):
+            raise RequestError(f"{name} is {_brief(names)}; expected a list of names")
     if request.require:
         unknown = sorted(map(str, set(request.require) - ABILITIES))
         if unknown:
             raise RequestError(f"require names unknown abilities {unknown}; known: {sorted(ABILITIES)}")
-    if not isinstance(request.tools, (list, tuple)) or not all(isinstance(tool, Mapping) for tool in request.tools):
-        raise RequestError("tools must be a list of tool schemas (objects)")
+    if not _is_object_list(request.tools):
+        raise RequestError(f"tools must be a list of tool schemas (objects); got {_brief(request.tools)}")
+    if request.verifier is not None and not isinstance(request.verifier, VerifierSpec):
+        raise RequestError(f"verifier is {_brief(request.verifier)}; expected a VerifierSpec")
+
+
+def _is_object_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(one, Mapping) for one in value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _positive(name: str, value: Any, *, zero: bool = False) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+    # compared with the largest float, because math.isfinite(10**400) raises OverflowError
+    if not _is_number(value) or not 0 <= value <= sys.float_info.max or (value == 0 and not zero):
         raise RequestError(f"{name} is {_brief(value)}; expected a finite number {'>=' if zero else '>'} 0")
 
 
 def _brief(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = reprlib.repr(value)  # stops at six levels; repr() of a deep list raises RecursionError
+    except ValueError:  # an int of more digits than Python prints
+        text = f"a huge {type(value).__name__}"
     return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,308 @@
+"""Which model a request goes to, given the probability that each would succeed. Pure: no text, no clock, no network.
+
+The steps, in order: guards remove candidates, each with a sentence; a pin decides; else the lowest expected loss, if a
+failure has a price; else the cheapest candidate likely enough; else escalation. A budget may then force a weaker
+choice, which is marked as degraded, and exploration may replace the choice with a known probability.
+
+Whether a person supervises the answer is a feature of the request, for the classifier; it moves no threshold here.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from router_ml.errors import NoEligibleModelError, RequestError, RouterError
+from router_ml.guards import Guards, barred_by
+from router_ml.pool import ModelPool, Rule
+from router_ml.request import Reason, ReasonCode, RouteRequest, Trace
+
+
+class Terms(NamedTuple):
+    """What binds one request: its own limits, then the rules of its segment, of its task and of the pool.
+
+    The nearest level wins for single values; allow lists intersect, deny lists and abilities unite, the smallest
+    budget counts. A threshold at a nearer level overrides a failure cost further away, since each says how to choose.
+
+    :param barred: for each model, the sentence of the rule that bars it whatever the request says, or None.
+    :param threshold: probability of success wanted, in [0, 1], or "escalation".
+    :param threshold_rule: the rule that the threshold is from; None: the request or the pool.
+    :param pin_rule: the rule that the pin is from; None: the request.
+    """
+
+    barred: tuple[str | None, ...]
+    threshold: float | Literal["escalation"]
+    threshold_rule: str | None
+    failure_cost_usd: float | None
+    max_latency_s: float | None
+    budget_usd: float | None
+    pin: str | None
+    pin_rule: str | None
+
+
+class Choice(NamedTuple):
+    """The decision; models by their index in the pool.
+
+    :param excluded: for each model, the sentence that says why it was out, or None. Too dear for the budget is out.
+    :param latency_s: expected seconds for each model, None where unknown.
+    :param propensity: probability with which this policy takes this model on this request, in (0, 1].
+    :param threshold: probability of success that was asked for; a pin or a failure cost decides without it.
+    :param expected_cost_usd: for each model, less what the prompt cache of ``current_model`` saves.
+    """
+
+    model: int
+    escalated: bool
+    degraded: bool
+    reason: Reason
+    excluded: tuple[str | None, ...]
+    latency_s: tuple[float | None, ...]
+    propensity: float
+    threshold: float
+    expected_cost_usd: tuple[float, ...]
+
+
+class _Pick(NamedTuple):
+    model: int
+    code: ReasonCode
+    text: str
+    escalated: bool = False
+    degraded: bool = False
+
+
+class Policy:
+    """The decision rule of one pool; tables that a decision needs are made here, once.
+
+    :param pool: its order of models is the order of every sequence here.
+    """
+
+    def __init__(self, pool: ModelPool) -> None:
+        self.pool = pool
+        self._names = pool.names
+        self._index = {name: i for i, name in enumerate(self._names)}
+        self._escalation = self._index[pool.escalation_model]
+        self._guards = Guards(pool)
+        self._cache_saving = tuple(
+            0.0
+            if spec.cached_input_usd_per_mtok is None
+            else max(0.0, spec.input_usd_per_mtok - spec.cached_input_usd_per_mtok) * spec.token_factor / 1e6
+            for spec in pool.models
+        )  # US dollars for one cached token of the request
+        self._terms = {
+            (task, segment): _merge(pool, task, segment)
+            for task in (None, *pool.tasks)
+            for segment in (None, *pool.segments)
+        }
+
+    def terms(self, request: RouteRequest) -> Terms:
+        """What binds the request: its own limits and the rules of its task and segment.
+
+        :raises RequestError: if ``pin``, ``allow`` or ``deny`` names a model that the pool does not have.
+        """
+        pool = self.pool
+        task = request.task if request.task in pool.tasks else None
+        terms = self._terms[task, request.segment if request.segment in pool.segments else None]
+        if request.allow or request.deny or request.pin is not None:
+            self._check_known(request)
+        if request.pin is not None:
+            terms = terms._replace(pin=request.pin, pin_rule=None)
+        if request.min_quality is not None:
+            terms = terms._replace(threshold=request.min_quality, threshold_rule=None, failure_cost_usd=None)
+        if request.failure_cost_usd is not None:
+            terms = terms._replace(failure_cost_usd=request.failure_cost_usd)
+        if request.max_latency_s is not None:
+            terms = terms._replace(max_latency_s=request.max_latency_s)
+        if request.budget_usd is not None:
+            terms = terms._replace(budget_usd=_smallest(request.budget_usd, terms.budget_usd))
+        return terms
+
+    def decide(
+        self,
+        request: RouteRequest,
+        trace: Trace,
+        p_success: Sequence[float],
+        expected_cost: Sequence[float],
+        expected_output_tokens: Sequence[float] | None = None,
+        *,
+        rng: random.Random | None = None,
+        unavailable: Mapping[str, str] | None = None,
+    ) -> Choice:
+        """Choose a model.
+
+        :param p_success: P(success) of each model on this request, Python floats in [0, 1].
+        :param expected_cost: US dollars that a call of each model is expected to cost, without any prompt cache.
+        :param expected_output_tokens: tokens that each model is expected to write; None: 500 times its
+            ``output_factor``, or the request's ``max_output_tokens`` if that is less.
+        :param rng: draws the exploration; None: no exploration.
+        :param unavailable: model -> why it cannot be called now.
+        :raises NoEligibleModelError: if every model is excluded, or the pinned one is; with the reason for each.
+        :raises RequestError: if the request names a model that the pool does not have.
+        :raises RouterError: if a probability or a cost is out of range or NaN: there is no choosing on NaN.
+        """
+        self._check_numbers(p_success, expected_cost)
+        terms = self.terms(request)
+        cost = self._less_cache(request, trace, expected_cost)
+        latency = self._guards.latency(request, expected_output_tokens)
+        excluded, note = self._guards.exclude(
+            request, trace, barred=terms.barred, latency=latency, max_latency_s=terms.max_latency_s,
+            output_tokens=expected_output_tokens, unavailable=unavailable,
+        )  # fmt: skip
+        eligible = [i for i, why in enumerate(excluded) if why is None]
+        affordable = _afford(terms.budget_usd, cost, eligible, excluded)
+        threshold = p_success[self._escalation] if isinstance(terms.threshold, str) else float(terms.threshold)
+        if terms.pin is not None:
+            pick = self._pinned(terms.pin, terms.pin_rule, excluded)
+        elif not affordable:
+            raise NoEligibleModelError({name: why or "" for name, why in zip(self._names, excluded, strict=True)})
+        else:
+            pick = self._pick(terms, threshold, p_success, cost, eligible)
+            if len(affordable) < len(eligible) and excluded[pick.model] is not None:
+                pick = self._degrade(pick, p_success, cost, affordable)
+        propensity = 1.0
+        if rng is not None and self.pool.exploration > 0.0 and terms.pin is None:
+            pick, propensity = self._explore(pick, affordable, rng)
+        reason = Reason(pick.code, pick.text + note)
+        return Choice(
+            pick.model, pick.escalated, pick.degraded, reason, tuple(excluded), latency, propensity, threshold, cost
+        )  # fmt: skip
+
+    def _pinned(self, pin: str, rule: str | None, excluded: list[str | None]) -> _Pick:
+        model = self._index[pin]
+        who = rule or "the request"
+        if excluded[model] is None:
+            return _Pick(model, ReasonCode.RULE if rule else ReasonCode.PINNED, f"{who} pins {pin}")
+        reasons = {name: why or f"{who} pins {pin}" for name, why in zip(self._names, excluded, strict=True)}
+        reasons[pin] = f"pinned by {who}, but {reasons[pin]}"
+        raise NoEligibleModelError(reasons)
+
+    def _pick(
+        self, terms: Terms, threshold: float, p: Sequence[float], cost: Sequence[float], eligible: list[int]
+    ) -> _Pick:
+        failure_cost = terms.failure_cost_usd
+        if failure_cost is not None:
+            loss = [c + (1.0 - q) * failure_cost for c, q in zip(cost, p, strict=True)]
+            model = min(eligible, key=lambda i: (loss[i], -p[i]))
+            return _Pick(
+                model, ReasonCode.LOWEST_EXPECTED_LOSS,
+                f"{self._names[model]} has the lowest expected loss, {loss[model]:.6g} USD, where a failure costs "
+                f"{failure_cost:.6g} USD",
+            )  # fmt: skip
+        model, escalated = self._cheapest_likely(threshold, p, cost, eligible)
+        asked = f"{threshold:.3f}" + (f", asked by {terms.threshold_rule}" if terms.threshold_rule else "")
+        name = self._names[model]
+        if escalated:
+            text = f"no eligible model reaches a probability of success of {asked}; escalated to {name}"
+            if model != self._escalation:
+                text += f", the likeliest, since {self._names[self._escalation]} is not eligible"
+            return _Pick(model, ReasonCode.LOW_CONFIDENCE, text, escalated=True)
+        code = ReasonCode.CHEAPEST_LIKELY
+        if terms.threshold_rule:
+            without, _ = self._cheapest_likely(self.pool.confidence_threshold, p, cost, eligible)
+            code = code if without == model else ReasonCode.RULE
+        return _Pick(
+            model,
+            code,
+            f"{name} is the cheapest eligible model with a probability of success ({p[model]:.3f}) >= {asked}",
+        )
+
+    def _cheapest_likely(
+        self, threshold: float, p: Sequence[float], cost: Sequence[float], eligible: list[int]
+    ) -> tuple[int, bool]:
+        """The cheapest model likely enough, or where to escalate to; and whether it escalates."""
+        likely = [i for i in eligible if p[i] >= threshold]
+        if likely:
+            return min(likely, key=lambda i: (cost[i], -p[i])), False
+        if self._escalation in eligible:
+            return self._escalation, True
+        return max(eligible, key=lambda i: (p[i], -cost[i])), True
+
+    def _degrade(self, wanted: _Pick, p: Sequence[float], cost: Sequence[float], affordable: list[int]) -> _Pick:
+        model = max(affordable, key=lambda i: (p[i], -cost[i]))
+        text = (
+            f"{self._names[wanted.model]} was wanted but is over budget; of the models within it "
+            f"{self._names[model]} is the likeliest to succeed ({p[model]:.3f})"
+        )
+        return _Pick(model, ReasonCode.BUDGET, text, degraded=True)
+
+    def _explore(self, greedy: _Pick, affordable: list[int], rng: random.Random) -> tuple[_Pick, float]:
+        """Epsilon-greedy choice and its propensity: the mixture of the uniform and the greedy policy."""
+        epsilon = self.pool.exploration
+        chance = epsilon / len(affordable)
+        model = rng.choice(affordable) if rng.random() < epsilon else greedy.model
+        if model == greedy.model:
+            return greedy, chance + (1.0 - epsilon)
+        text = f"exploration took {self._names[model]} in place of {self._names[greedy.model]}"
+        return _Pick(model, ReasonCode.EXPLORATION, text, degraded=greedy.degraded), chance
+
+    def _less_cache(self, request: RouteRequest, trace: Trace, cost: Sequence[float]) -> tuple[float, ...]:
+        if not request.cached_tokens or request.current_model not in self._index:
+            return tuple(cost)
+        out = list(cost)
+        current = self._index[request.current_model]
+        # a caller may count the tokens of an answer or of an older, longer prompt as cached: only this prompt's count
+        cached = min(request.cached_tokens, trace.input_tokens)
+        out[current] = max(0.0, out[current] - cached * self._cache_saving[current])
+        return tuple(out)
+
+    def _check_known(self, request: RouteRequest) -> None:
+        pins = () if request.pin is None else (request.pin,)
+        for part, names in (("pin", pins), ("allow", request.allow), ("deny", request.deny)):
+            unknown = [name for name in names if name not in self._names]
+            if unknown:
+                raise RequestError(f"{part} names {unknown}, not in the pool; expected of {list(self._names)}")
+
+    def _check_numbers(self, p_success: Sequence[float], cost: Sequence[float]) -> None:
+        n = len(self._names)
+        if len(p_success) != n or len(cost) != n:
+            raise RouterError(f"{len(p_success)} probabilities and {len(cost)} costs came for a pool of {n} models")
+        for i in range(n):
+            # written so that NaN, which compares false with everything, fails
+            if not (0.0 <= p_success[i] <= 1.0 and 0.0 <= cost[i] < math.inf):
+                raise RouterError(
+                    f"{self._names[i]}: P(success) is {p_success[i]!r} and expected cost {cost[i]!r} USD; expected a "
+                    "probability in [0, 1] and a finite cost >= 0: what made these numbers is broken"
+                )
+
+
+def _merge(pool: ModelPool, task: str | None, segment: str | None) -> Terms:
+    """Rules of a task and a segment, nearest level first, as one."""
+    rules: list[tuple[str, Rule]] = []
+    if segment is not None:
+        rules.append((f"the rule of segment {segment!r}", pool.segments[segment]))
+    if task is not None:
+        rules.append((f"the rule of task {task!r}", pool.tasks[task]))
+    barred = [[why for who, rule in rules if (why := barred_by(rule, who, spec))] for spec in pool.models]
+    terms = Terms(
+        barred=tuple(whys[0] if whys else None for whys in barred),
+        threshold=pool.confidence_threshold, threshold_rule=None, failure_cost_usd=None, max_latency_s=None,
+        budget_usd=pool.budgets.per_request_usd, pin=None, pin_rule=None,
+    )  # fmt: skip
+    for who, rule in reversed(rules):  # from far to near, so that the nearest is written last
+        threshold = rule.confidence_threshold if rule.min_quality is None else rule.min_quality
+        if threshold is not None:
+            terms = terms._replace(threshold=threshold, threshold_rule=who, failure_cost_usd=None)
+        if rule.failure_cost_usd is not None:
+            terms = terms._replace(failure_cost_usd=rule.failure_cost_usd)
+        if rule.max_latency_s is not None:
+            terms = terms._replace(max_latency_s=rule.max_latency_s)
+        if rule.pin is not None:
+            terms = terms._replace(pin=rule.pin, pin_rule=who)
+        terms = terms._replace(budget_usd=_smallest(rule.budget_usd, terms.budget_usd))
+    return terms
+
+
+def _afford(budget: float | None, cost: Sequence[float], eligible: list[int], excluded: list[str | None]) -> list[int]:
+    """Eligible models within the budget; the others get their sentence in ``excluded``."""
+    if budget is None:
+        return eligible
+    for i in eligible:
+        if cost[i] > budget:
+            excluded[i] = f"over budget: expected to cost {cost[i]:.6g} USD, the budget is {budget:.6g} USD"
+    return [i for i in eligible if cost[i] <= budget]
+
+
+def _smallest(a: float | None, b: float | None) -> float | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return min(a, b)

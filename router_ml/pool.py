@@ -1,0 +1,390 @@
+"""The pool: which candidates a request may go to, what they cost and can do, and the rules that bind the choice.
+
+A candidate is a model *with its parameters*: the same model at a higher effort is a second candidate, named with a
+suffix (``anthropic/claude-sonnet-4-6@high``). ``ModelPool`` is pool.yaml in memory. Everything is checked when it is
+built, from a file or in code, so that a pool that exists is a pool that can be used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from router_ml.configuration import (
+    ABILITY_SET,
+    AMOUNT,
+    COUNT,
+    COUNT_OR_ZERO,
+    FLAG,
+    MAPPING,
+    NAME,
+    NAMES,
+    POSITIVE,
+    POSITIVE_SHARE,
+    QUALITY,
+    SHARE,
+    Checked,
+    Kind,
+    brief,
+    build,
+    changed,
+    is_count,
+    is_number,
+    known_keys,
+    of,
+    parse_yaml,
+)
+from router_ml.errors import MissingExtraError, PoolError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec(Checked):
+    """One candidate: a model, its parameters, its price, its limits.
+
+    Prices are US dollars per million tokens. Token counts of a request are estimates common to all models;
+    ``token_factor`` turns them into this model's tokens.
+
+    :param name: unique in the pool: ``provider/model``, or ``provider/model@variant`` for a model with parameters.
+    :param cached_input_usd_per_mtok: price of a prompt token that the provider has cached; None: no discount.
+    :param max_input_tokens: context window; None: not known, so no request is too long.
+    :param reliable_input_tokens: input up to which answers stay as good as on short input; None: the window, or the
+        pool's ``context.reliability_threshold`` if that is smaller.
+    :param max_output_tokens: most that the model can write; None: not known.
+    :param abilities: what it can take or do, of ``request.ABILITIES``.
+    :param local: runs on the caller's own machines.
+    :param token_factor: its tokens for a text, against the common estimate.
+    :param params: provider parameters that make this candidate what it is, such as ``{"reasoning_effort": "high"}``.
+    :param output_factor: tokens it writes for an answer, against a typical model; a higher effort writes more.
+    :param cost_per_request_usd: mean cost of a request, used instead of token prices in a pool made from outcomes.
+    :param first_token_s: seconds to the first token. :param output_tokens_per_s: tokens per second from then on.
+        If either is None the latency is not known, and no latency limit excludes the model.
+    :raises PoolError: if a value is outside its range.
+    """
+
+    name: str = of(NAME)
+    input_usd_per_mtok: float = of(AMOUNT, 0.0)
+    output_usd_per_mtok: float = of(AMOUNT, 0.0)
+    cached_input_usd_per_mtok: float | None = of(AMOUNT, None)
+    max_input_tokens: int | None = of(COUNT, None)
+    reliable_input_tokens: int | None = of(COUNT, None)
+    max_output_tokens: int | None = of(COUNT, None)
+    abilities: frozenset[str] = of(ABILITY_SET, frozenset())
+    local: bool = of(FLAG, False)
+    token_factor: float = of(POSITIVE, 1.0)
+    params: Mapping[str, Any] = of(MAPPING, dict)
+    output_factor: float = of(POSITIVE, 1.0)
+    cost_per_request_usd: float | None = of(AMOUNT, None)
+    first_token_s: float | None = of(AMOUNT, None)
+    output_tokens_per_s: float | None = of(POSITIVE, None)
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        if not self.call_name:
+            raise PoolError(f"name is {brief(self.name)}; expected a model before the '@'")
+        window, reliable = self.max_input_tokens, self.reliable_input_tokens
+        if window is not None and reliable is not None and reliable > window:
+            raise PoolError(f"reliable_input_tokens is {reliable}; expected at most max_input_tokens, {window}")
+
+    @property
+    def call_name(self) -> str:
+        """The name a provider knows: without the variant, which is what follows the last '@'."""
+        # the last one: some providers have an '@' of their own (vertex_ai/claude-opus-4@20250514@high)
+        model, mark, variant = self.name.rpartition("@")
+        return model if mark else variant
+
+
+@dataclass(frozen=True, slots=True)
+class Context(Checked):
+    """Long input. :param reliability_threshold: input tokens above which a model must be known to be reliable."""
+
+    reliability_threshold: int = of(COUNT, 600_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback(Checked):
+    """Errors that may pass. :param max_retries: further attempts on the same model."""
+
+    max_retries: int = of(COUNT_OR_ZERO, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Breaker(Checked):
+    """When a failing model is taken out: ``error_rate`` of at least ``min_requests`` within ``window_s`` seconds."""
+
+    error_rate: float = of(POSITIVE_SHARE, 0.15)
+    window_s: float = of(POSITIVE, 60.0)
+    min_requests: int = of(COUNT, 20)
+    half_open_after_s: float = of(POSITIVE, 30.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets(Checked):
+    """US dollars; None: no limit."""
+
+    per_request_usd: float | None = of(AMOUNT, None)
+    per_day_usd: float | None = of(AMOUNT, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule(Checked):
+    """What holds for the requests of one task or one segment.
+
+    Every field is optional and means what it does in ``RouteRequest``. ``min_quality``, which speaks of the whole
+    plan, wins over ``confidence_threshold``.
+
+    :raises PoolError: if a value is outside its range, or the rule pins a model that it does not allow.
+    """
+
+    confidence_threshold: float | None = of(SHARE, None)
+    allow: tuple[str, ...] = of(NAMES, ())
+    deny: tuple[str, ...] = of(NAMES, ())
+    pin: str | None = of(NAME, None)
+    min_quality: float | Literal["escalation"] | None = of(QUALITY, None)
+    failure_cost_usd: float | None = of(AMOUNT, None)
+    require: frozenset[str] = of(ABILITY_SET, frozenset())
+    local_only: bool = of(FLAG, False)
+    max_latency_s: float | None = of(POSITIVE, None)
+    budget_usd: float | None = of(AMOUNT, None)
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        if self.pin is not None and (self.pin in self.deny or (self.allow and self.pin not in self.allow)):
+            raise PoolError(f"pin is {self.pin!r}, which the same rule does not allow; change pin, allow or deny")
+
+
+_MODELS = Kind(
+    "a list of at least one model",
+    lambda v: isinstance(v, (list, tuple)) and len(v) > 0 and all(isinstance(m, ModelSpec) for m in v),
+    tuple,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPool(Checked):
+    """The candidates and the numbers that decide between them. The numbers are defaults to tune, not truths.
+
+    :param models: candidates; arrays of probabilities and costs are in this order everywhere.
+    :param escalation_model: where a request goes that no candidate is likely enough to do.
+    :param confidence_threshold: P(success) from which a candidate is likely enough.
+    :param success_score: score in [0, 1] from which an outcome counts as a success.
+    :param headroom_min: share of a provider's rate limit that is kept free.
+    :param exploration: probability of choosing among the eligible candidates at random.
+    :param tasks: rules by task. :param segments: rules by segment; a segment's rule wins over a task's.
+    :raises PoolError: if anything is invalid.
+    """
+
+    models: tuple[ModelSpec, ...] = of(_MODELS)
+    escalation_model: str = of(NAME)
+    confidence_threshold: float = of(SHARE, 0.6)
+    success_score: float = of(POSITIVE_SHARE, 0.5)
+    context: Context = field(default_factory=Context)
+    fallback: Fallback = field(default_factory=Fallback)
+    breaker: Breaker = field(default_factory=Breaker)
+    headroom_min: float = of(SHARE, 0.2)
+    exploration: float = of(SHARE, 0.0)
+    budgets: Budgets = field(default_factory=Budgets)
+    tasks: Mapping[str, Rule] = of(MAPPING, dict)
+    segments: Mapping[str, Rule] = of(MAPPING, dict)
+
+    def __post_init__(self) -> None:
+        Checked.__post_init__(self)
+        names = self.names
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise PoolError(f"models has {twice} more than once; give each candidate its own name, such as name@high")
+        self._check_known("escalation_model", (self.escalation_model,))
+        for section in ("tasks", "segments"):
+            for key, rule in getattr(self, section).items():
+                for part in ("allow", "deny"):
+                    self._check_known(f"{section}.{key}.{part}", getattr(rule, part))
+                if rule.pin is not None:
+                    self._check_known(f"{section}.{key}.pin", (rule.pin,))
+
+    def _check_known(self, path: str, names: tuple[str, ...]) -> None:
+        unknown = [name for name in names if name not in self.names]
+        if unknown:
+            raise PoolError(f"{path} names {unknown}, not in the pool; expected of {list(self.names)}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the candidates, in pool order."""
+        return tuple(spec.name for spec in self.models)
+
+    def spec(self, name: str) -> ModelSpec:
+        """The candidate of that name.
+
+        :raises PoolError: if the pool has none.
+        """
+        for spec in self.models:
+            if spec.name == name:
+                return spec
+        raise PoolError(f"model {name!r} is not in the pool; expected one of {list(self.names)}")
+
+    @classmethod
+    def default(cls) -> ModelPool:
+        """The pool that comes with the package."""
+        return cls.from_yaml(Path(__file__).with_name("default_pool.yaml"))
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str]) -> ModelPool:
+        """Read pool.yaml.
+
+        :raises PoolError: if the file cannot be read or is not a valid pool; the message names file and key.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as exc:
+            raise PoolError(f"{path} cannot be read as a pool: {exc}; expected a YAML file in UTF-8") from exc
+        return cls.from_dict(parse_yaml(text, str(path)), where=str(path))
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any], where: str = "pool") -> ModelPool:
+        """Build a pool from the content of pool.yaml.
+
+        :param where: named at the start of every error, such as the file's name.
+        :raises PoolError: naming the key, what came and what was expected.
+        """
+        try:
+            return cls(**_read_sections(mapping))
+        except PoolError as exc:
+            raise PoolError(f"{where}: {exc}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The pool as built-in types; ``from_dict`` gives back an equal pool.
+
+        What equals a default is left out of models and rules, and written for the pool itself: those numbers are
+        there to be tuned.
+        """
+        out: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if item.name == "models":
+                out["models"] = [changed(spec, keep=("input_usd_per_mtok", "output_usd_per_mtok")) for spec in value]
+            elif item.name in ("tasks", "segments"):
+                out |= {item.name: {key: changed(rule) for key, rule in value.items()}} if value else {}
+            else:
+                section = isinstance(value, (Context, Fallback, Breaker, Budgets))
+                out[item.name] = dataclasses.asdict(value) if section else value
+        return out
+
+    def to_yaml(self, path: str | os.PathLike[str], comment: str = "") -> None:
+        """Write pool.yaml. :param comment: lines to put at the top, without the ``#``."""
+        import yaml  # type: ignore[import-untyped]
+
+        head = "".join(f"# {line}".rstrip() + "\n" for line in comment.splitlines())
+        body = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+        Path(path).write_text(head + body, encoding="utf-8")
+
+
+def _read_sections(mapping: Any) -> dict[str, Any]:
+    """Arguments of ModelPool from the content of pool.yaml."""
+    values = known_keys(ModelPool, mapping, "the pool")
+    models = values.get("models")
+    if not isinstance(models, (list, tuple)) or not models:
+        raise PoolError(f"models is {brief(models)}; expected {_MODELS.expected}")
+    values["models"] = tuple(_read_model(item, f"models[{i}]") for i, item in enumerate(models))
+    for key, section in (("context", Context), ("fallback", Fallback), ("breaker", Breaker), ("budgets", Budgets)):
+        values[key] = build(section, _or_empty(values.get(key)), key)
+    for key in ("tasks", "segments"):
+        rules = _or_empty(values.get(key))
+        if not isinstance(rules, Mapping):
+            raise PoolError(f"{key} is {brief(rules)}; expected a mapping of names to rules")
+        values[key] = {str(name): build(Rule, _or_empty(rule), f"{key}.{name}") for name, rule in rules.items()}
+    if "escalation_model" not in values:
+        raise PoolError(f"escalation_model is missing; expected one of {[spec.name for spec in values['models']]}")
+    return values
+
+
+def _or_empty(value: Any) -> Any:
+    return {} if value is None else value  # a YAML section with every line commented out reads as None
+
+
+def _read_model(item: Any, path: str) -> ModelSpec:
+    spec = build(ModelSpec, item, path)
+    # a forgotten price must not make a model free, and so the cheapest
+    if spec.cost_per_request_usd is None and not spec.local:
+        for key in ("input_usd_per_mtok", "output_usd_per_mtok"):
+            if key not in item:
+                raise PoolError(
+                    f"{path}.{key} is missing; expected a price, or `cost_per_request_usd`, or `local: true`"
+                )
+    return spec
+
+
+def refresh(
+    pool: ModelPool, price_map: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[ModelPool, tuple[str, ...]]:
+    """Reread prices, windows and abilities from litellm's price map; everything else in the pool is kept.
+
+    A reliable window that is not given is set to a cautious one: three quarters of the window, and never above
+    ``context.reliability_threshold``. Prices are those of a short prompt at full tariff: several providers ask more
+    above 200,000 tokens and less at night, which a pool does not model.
+
+    :param price_map: model -> facts, in the form of ``litellm.model_cost``; None: the map of the installed litellm.
+    :return: the new pool, and the names of the candidates that the map does not know, which are left as they were.
+    :raises MissingExtraError: if litellm is needed and not installed.
+    """
+    known = _litellm_prices() if price_map is None else price_map
+    specs: list[ModelSpec] = []
+    missing: list[str] = []
+    for spec in pool.models:
+        entry = _lookup(spec.call_name, known)
+        if entry is None:
+            missing.append(spec.name)
+            specs.append(spec)
+        else:
+            specs.append(dataclasses.replace(spec, **_facts(spec, entry, pool.context.reliability_threshold)))
+    return dataclasses.replace(pool, models=tuple(specs)), tuple(missing)
+
+
+_PRICE_KEYS = {
+    "input_usd_per_mtok": "input_cost_per_token",
+    "output_usd_per_mtok": "output_cost_per_token",
+    "cached_input_usd_per_mtok": "cache_read_input_token_cost",
+}
+_ABILITY_KEYS = {
+    "vision": "supports_vision", "pdf": "supports_pdf_input", "video": "supports_video_input",
+    "audio": "supports_audio_input", "tools": "supports_function_calling", "json_schema": "supports_response_schema",
+    "reasoning": "supports_reasoning", "computer_use": "supports_computer_use",
+}  # fmt: skip
+
+
+def _litellm_prices() -> Mapping[str, Mapping[str, Any]]:
+    # without this, importing litellm fetches the map from the network
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    try:
+        import litellm
+    except ImportError as exc:
+        raise MissingExtraError("litellm", "llm") from exc
+    prices: Mapping[str, Mapping[str, Any]] = litellm.model_cost
+    return prices
+
+
+def _lookup(call_name: str, known: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    if call_name in known:
+        return known[call_name]
+    provider, _, bare = call_name.partition("/")
+    entry = known.get(bare)
+    # the same bare name may belong to another provider: a local copy of a hosted model must not get its price
+    if entry is None or not str(entry.get("litellm_provider", provider)).startswith(provider):
+        return None
+    return entry
+
+
+def _facts(spec: ModelSpec, entry: Mapping[str, Any], reliability_threshold: int) -> dict[str, Any]:
+    # rounded because 1e-07 * 1e6 is 0.09999999999999999
+    found: dict[str, Any] = {
+        ours: round(entry[key] * 1e6, 6) for ours, key in _PRICE_KEYS.items() if is_number(entry.get(key))
+    }
+    found |= {name: entry[name] for name in ("max_input_tokens", "max_output_tokens") if is_count(entry.get(name))}
+    if any(key in entry for key in _ABILITY_KEYS.values()):
+        found["abilities"] = frozenset(ability for ability, key in _ABILITY_KEYS.items() if entry.get(key))
+    window = found.get("max_input_tokens", spec.max_input_tokens)
+    if window is not None:
+        cautious = min(window * 3 // 4, reliability_threshold)
+        found["reliable_input_tokens"] = min(spec.reliable_input_tokens or cautious, window)
+    return found
