@@ -130,7 +130,7 @@ def test_neighbours_average_success_and_cost_of_the_nearest_by_angle() -> None:
     train = Requests(["t"] * 4, [None] * 4, np.array([[1.0, 0.0], [9.0, 0.9], [0.0, 1.0], [0.0, 5.0]]))
     score = np.array([[1.0, NAN], [0.0, NAN], [1.0, 1.0], [1.0, 0.0]])
     cost = np.array([[1.0, 2.0], [3.0, NAN], [5.0, 6.0], [7.0, 8.0]])
-    query = Requests(["q"], [None], np.array([[0.01, 0.0]]))
+    query = Requests(["q"], [None], np.array([[1.0, 0.3]]))
     found = NearestNeighbours(2).fit(train, score, cost).predict(query)
     # model 1 was tried by neither neighbour: its training mean, .5
     np.testing.assert_allclose(found.p, [[0.5, 0.5]])
@@ -181,7 +181,9 @@ def test_complexity_orders_requests_and_counts_words_once() -> None:
 
 
 def test_complexity_tiers_go_from_the_cheapest_to_the_best_model_and_can_be_shifted() -> None:
-    requests = Requests([EASY, "please write a python function for me today", HARD], [None] * 3, np.ones((3, 1)))
+    at_the_cutoff = "python and again python, in a line that is long enough to count as normal"
+    told_to_reason = "Please evaluate the plan and deduce which option we should take in the next month"
+    requests = Requests([EASY, at_the_cutoff, told_to_reason], [None] * 3, np.ones((3, 1)))
     score, cost = np.tile([0.1, 0.4, 0.6, 0.9], (3, 1)), np.tile([1.0, 2.0, 3.0, 4.0], (3, 1))
     choices = ComplexityHeuristic().fit(requests, score, cost).predict(requests).choices
     assert choices is not None
@@ -229,6 +231,8 @@ def test_oracle_calls_the_cheapest_model_that_succeeds_and_the_cheapest_where_no
     curve = oracle(score, cost).curve(score, cost)
     assert curve.choices[0].tolist() == [1, 0, 0]
     assert curve.points()[:, 1].max() == pytest.approx(2 / 3)
+    untried = oracle(np.array([[NAN, 1.0]]), np.array([[NAN, 2.0]]))
+    assert untried.p.tolist() == [[0.0, 1.0]] and untried.c.tolist() == [[2.0, 2.0]]
 
 
 @settings(deadline=None)

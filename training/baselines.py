@@ -198,7 +198,7 @@ class NearestNeighbours:
     def predict(self, requests: Requests) -> Prediction:
         """Average the neighbours' outcomes; where none of them tried a model, its training mean."""
         _check_fitted(self, "k_")
-        near = _nearest(_unit(requests.embedding), self.embedding_, self.k_)
+        near = _nearest(requests.embedding, self.embedding_, self.k_)
         return Prediction(_neighbour_means(self.success_, near, self.p_), _neighbour_means(self.cost_, near, self.c_))
 
     def _validated(self, n_folds: int = 5) -> int:
@@ -509,7 +509,7 @@ def _unit(embedding: FloatArray) -> FloatArray:
 
 
 def _nearest(queries: FloatArray, train: FloatArray, k: int) -> IntArray:
-    """(q, min(k, n)) rows of ``train`` by falling cosine similarity; both sides of unit length."""
+    """(q, min(k, n)) rows of ``train``, which has unit length, by falling cosine similarity to each query."""
     k = min(k, len(train))
     block = max(1, _NEIGHBOUR_BUDGET // len(train))
     found = []

@@ -29,6 +29,7 @@ from training.outcome_columns import (
 
 LABELS = ("task", "source", "group", "segment")
 NOT_NEGATIVE = ("cost_usd", "input_tokens", "output_tokens", "latency_s", "turns", "tool_calls")
+MAX_MODELS = np.iinfo(np.int16).max
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -65,6 +66,9 @@ def check_rows(sets: Sequence[ColumnSet]) -> CheckedRows:
     prompt = _per_request(rows, known, request, content, "prompt")
     labels = {name: _per_request(rows, known, request, rows.text[name].codes, name) for name in LABELS}
     rows.raise_if_bad()
+    if len(name_codes) > MAX_MODELS:
+        found = f"column model holds {len(name_codes)} distinct names; expected at most {MAX_MODELS}: is it the model?"
+        raise TableError("outcome table", [found])
     order = np.lexsort((model, request))
     return CheckedRows(
         request_ids=[ids.values[code] for code in id_codes.tolist()],
@@ -146,15 +150,16 @@ def _contents(rows: _Rows) -> tuple[IntArray, list[Prompt]]:
     code_of_key: dict[str, int] = {}
     code_of_text = np.full(len(messages.values) + 1, -1)  # the last is for null
     wrong: dict[int, str] = {}
-    canonical = json.JSONEncoder(sort_keys=True).encode
+    canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
     for i, text in enumerate(messages.values):
         try:
             parsed = json.loads(text)
             read_trace(RouteRequest(parsed))
+            key = canonical(parsed)  # the same messages may be spelled with other spaces or key order
+            key.encode()  # half a surrogate pair, spelled as an escape, could be read but never written again
         except (RequestError, ValueError, RecursionError) as exc:
             wrong[i] = f"{exc}; expected OpenAI-style messages"
             continue
-        key = canonical(parsed)  # the same messages may be spelled with other spaces or key order
         if key not in code_of_key:
             code_of_key[key] = len(contents)
             contents.append(parsed)
