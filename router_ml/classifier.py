@@ -1,5 +1,206 @@
-CLIP=4.0
-FEATURE_FLOOR=.02
+"""Calibrated P(success | request, model) and expected cost, in the numpy form that serving uses.
+
+``training.estimator`` fits; ``SuccessClassifier.from_estimators`` folds what was fitted into a handful of arrays:
+everything after the kernel is linear, so difficulty, corrections and cost of all models are one matrix product. The
+results equal the scikit-learn estimators' to 1e-9 (``tests/test_classifier.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
 import numpy as np
-def sigmoid(z): return 1/(1+np.exp(-z))
-def logit(p): return np.log(p/(1-p))
+from numpy.typing import NDArray
+
+from router_ml.errors import ArtifactError
+
+Array = NDArray[np.float64]
+
+CLIP = 4.0  # standardised features beyond this many deviations say "far", not how far
+FEATURE_FLOOR = 0.02  # least scale of a feature; see RequestMap.fit
+RATE_FLOOR = 0.01  # no rate read off text leaves [RATE_FLOOR, 1 - RATE_FLOOR]
+P_FLOOR = 1e-4  # no finite table proves a probability of 0 or 1
+NOVELTY_QUANTILES = 101
+
+
+def sigmoid(z: Array) -> Array:
+    """Logistic function."""
+    # exp overflows past 709; both ends are 0 or 1 to double precision long before
+    return 1.0 / (1.0 + np.exp(-np.clip(z, -500.0, 500.0)))
+
+
+def logit(p: Array) -> Array:
+    """Log odds of rates, which are kept off 0 and 1."""
+    p = np.clip(p, RATE_FLOOR, 1.0 - RATE_FLOOR)
+    return np.log(p / (1.0 - p))
+
+
+@dataclass(frozen=True, eq=False)
+class SuccessClassifier:
+    """Plain arrays: L landmarks, F features, C components, E embedding width, T tasks, M models."""
+
+    feature_mean: Array  # (F,)
+    feature_scale: Array  # (F,)
+    projection: Array  # (E, C) principal components, scaled
+    projection_offset: Array  # (C,)
+    landmarks: Array  # (L, F + C)
+    gamma: Array  # () RBF width
+    success_weights: Array  # (L, M) kernel -> log odds
+    success_offset: Array  # (T + 1, M) log odds of each task; the last row: no task
+    task_weights: Array  # (L, 2 M) kernel -> rate shift, task-by-model deviation; empty if no task was seen
+    task_offset: Array  # (2 M,)
+    task_slopes: Array  # (2, M) slopes of both in log odds
+    base_rate: Array  # (M,)
+    base_log_odds: Array  # (M,) success_offset without any task term
+    cost_weights: Array  # (L, M) kernel -> log cost
+    cost_offset: Array  # (M,)
+    cost_low: Array  # (M,)
+    cost_high: Array  # (M,)
+    cost_smearing: Array  # (M,)
+    n_outcomes: NDArray[np.int64]  # (M,)
+    nearness: Array  # (NOVELTY_QUANTILES,) ascending quantiles over training requests of the largest kernel value
+    tasks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_codes", {name: i for i, name in enumerate(self.tasks)})
+        object.__setattr__(self, "_squares", (self.landmarks**2).sum(axis=1))
+        object.__setattr__(self, "_scaled", np.ascontiguousarray(self.landmarks * (2.0 * float(self.gamma))))
+        object.__setattr__(self, "_weights", np.ascontiguousarray(np.hstack([self.success_weights, self.cost_weights])))
+
+    @classmethod
+    def from_estimators(
+        cls, request_map: Any, success: Any, cost: Any, representation: NDArray[np.float32] | None = None
+    ) -> SuccessClassifier:
+        """Fold fitted estimators of ``training.estimator`` into arrays.
+
+        :param representation: (n, F + E) training requests, for the novelty scale; None: nothing is ever novel.
+        """
+        normalization = request_map.kernel_.normalization_.T  # (L, d)
+        scale = request_map.embedding_scale_
+        components = request_map.pca_.components_.T * scale
+        slopes = success.coef_.T  # (6, M), in the order of training.estimator.TERMS
+        weights = (
+            np.outer(success.difficulty_, slopes[4] / success.difficulty_scale_)
+            + success.correction_ * (slopes[5] / success.correction_scale_)
+        )  # fmt: skip
+        base = logit(success.base_)
+        shift, rate = logit(success.shift_), logit(success.rate_)
+        base_log_odds = slopes[0] + slopes[1] * base - success.center_ @ weights
+        kernel = request_map.kernel_
+        arrays = cls(
+            feature_mean=request_map.mean_,
+            feature_scale=request_map.scale_,
+            projection=components,
+            projection_offset=-request_map.pca_.mean_ @ components,
+            landmarks=kernel.components_,
+            gamma=np.array(float(kernel.gamma)),
+            success_weights=normalization @ weights,
+            success_offset=base_log_odds + slopes[2] * (shift - base) + slopes[3] * (rate - shift),
+            task_weights=normalization @ success.task_from_text_ if success.tasks_ else np.zeros((0, 0)),
+            task_offset=-success.center_ @ success.task_from_text_,
+            task_slopes=slopes[2:4],
+            base_rate=success.base_,
+            base_log_odds=base_log_odds,
+            cost_weights=normalization @ cost.coef_,
+            cost_offset=cost.base_ - cost.center_ @ cost.coef_,
+            cost_low=cost.low_,
+            cost_high=cost.high_,
+            cost_smearing=cost.smearing_,
+            n_outcomes=np.asarray(success.n_outcomes_, dtype=np.int64),
+            nearness=np.zeros(NOVELTY_QUANTILES),
+            tasks=tuple(success.tasks_),
+        )
+        if representation is None:
+            return arrays
+        n = request_map.n_features_
+        near = arrays._kernel(arrays._inputs(representation[:, :n], representation[:, n:])).max(axis=1)
+        object.__setattr__(arrays, "nearness", np.quantile(near, np.linspace(0.0, 1.0, NOVELTY_QUANTILES)))
+        return arrays
+
+    @property
+    def n_models(self) -> int:
+        return len(self.base_rate)
+
+    def predict(
+        self, features: Array, embedding: NDArray[np.float32], tasks: Sequence[str | None]
+    ) -> tuple[Array, Array, Array]:
+        """Predict for a batch.
+
+        :param features: (n, F). :param embedding: (n, E). :param tasks: n names; None or unknown: read off the text.
+        :return: P(success) (n, M) in (0, 1); expected cost (n, M) in the unit trained on; novelty (n,) in [0, 1].
+        """
+        kernel = self._kernel(self._inputs(features, embedding))
+        codes = [self._codes.get(task, -1) for task in tasks]  # type: ignore[attr-defined]
+        m = self.n_models
+        out = kernel @ self._weights  # type: ignore[attr-defined]
+        log_odds = self.success_offset[codes] + out[:, :m]
+        if self.tasks and -1 in codes:
+            unknown = np.array(codes) < 0
+            log_odds[unknown] += self._task_log_odds(kernel[unknown])
+        log_cost = np.clip(self.cost_offset + out[:, m:], self.cost_low, self.cost_high)
+        p = np.clip(sigmoid(log_odds), P_FLOOR, 1.0 - P_FLOOR)
+        # rank among training requests: a quantile table keeps it independent of their number
+        rank = np.searchsorted(self.nearness, kernel.max(axis=1), side="left")
+        return p, np.exp(log_cost) * self.cost_smearing, 1.0 - rank / NOVELTY_QUANTILES
+
+    def _task_log_odds(self, kernel: Array) -> Array:
+        """What the task would add, with its rates read off the text."""
+        m = self.n_models
+        read = kernel @ self.task_weights + self.task_offset
+        shift = self.base_rate + read[:, :m]
+        base, shifted, rate = logit(self.base_rate), logit(shift), logit(shift + read[:, m:])
+        return self.task_slopes[0] * (shifted - base) + self.task_slopes[1] * (rate - shifted)
+
+    def _inputs(self, features: Array, embedding: NDArray[np.float32]) -> Array:
+        n_features = len(self.feature_mean)
+        out = np.empty((len(features), n_features + len(self.projection_offset)))
+        standard = out[:, :n_features]
+        np.subtract(features, self.feature_mean, out=standard)
+        standard /= self.feature_scale
+        np.clip(standard, -CLIP, CLIP, out=standard)
+        out[:, n_features:] = embedding @ self.projection + self.projection_offset
+        return out
+
+    def _kernel(self, inputs: Array) -> Array:
+        """exp(-gamma |u - landmark|^2), (n, L)."""
+        gamma = float(self.gamma)
+        exponent = inputs @ self._scaled.T  # type: ignore[attr-defined]
+        exponent -= gamma * self._squares  # type: ignore[attr-defined]
+        exponent -= gamma * np.einsum("ij,ij->i", inputs, inputs)[:, None]
+        np.minimum(exponent, 0.0, out=exponent)
+        return np.exp(exponent, out=exponent)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays by name, without pickled objects."""
+        out = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self) if f.name != "tasks"}
+        # an empty tuple would become a float array
+        out["tasks"] = np.array(self.tasks, dtype=np.str_)
+        return out
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> SuccessClassifier:
+        """:raises ArtifactError: if an array is missing, not finite, or of a shape the others do not allow."""
+        missing = sorted({f.name for f in fields(cls)} - set(arrays))
+        if missing:
+            raise ArtifactError(f"the classifier lacks the arrays {missing}")
+        values = {f.name: arrays[f.name] for f in fields(cls)}
+        values["tasks"] = tuple(str(t) for t in values["tasks"])
+        made = cls(**values)
+        made._check()
+        return made
+
+    def _check(self) -> None:
+        m, n_landmarks, t = len(self.base_rate), len(self.landmarks), len(self.tasks)
+        width = len(self.feature_mean) + len(self.projection_offset)
+        expected = {
+            "landmarks": (n_landmarks, width), "success_weights": (n_landmarks, m), "success_offset": (t + 1, m),
+            "cost_weights": (n_landmarks, m), "n_outcomes": (m,), "nearness": (NOVELTY_QUANTILES,),
+        }  # fmt: skip
+        for name, shape in expected.items():
+            if getattr(self, name).shape != shape:
+                raise ArtifactError(f"classifier array {name} has shape {getattr(self, name).shape}; expected {shape}")
+        for f in fields(self):
+            if f.name != "tasks" and not np.isfinite(getattr(self, f.name)).all():
+                raise ArtifactError(f"classifier array {f.name} holds NaN or infinity")

@@ -190,9 +190,9 @@ class Candidate(NamedTuple):
 class Evidence(NamedTuple):
     """How much data stands behind the confidence.
 
-    ``kind`` is "measured" (outcomes of this very model), or "prior" (placed by its relatives and published results).
-    ``n_outcomes`` counts training outcomes of the chosen model; ``novelty`` in [0, 1] is the share of training
-    requests that are nearer to the training data than this request is: near 1 means unlike anything seen.
+    ``kind`` is "measured" (outcomes of this very model) or "prior" (placed by its relatives and published results).
+    ``n_outcomes`` counts training outcomes of the chosen model. ``novelty`` in [0, 1] is the share of training requests
+    that lie nearer to the training data than this request does: near 1 means that it is unlike anything seen.
     """
 
     kind: str

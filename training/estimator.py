@@ -31,6 +31,7 @@ Array = NDArray[np.float64]
 
 RIDGE_PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 N_FOLDS = 5
+CHUNK = 50_000  # rows turned to float64 at once
 # Prior precision of one model's own coefficients around those shared by all models, in units of observations:
 # a model needs hundreds of outcomes before its slopes leave the shared ones.
 MODEL_PRECISION = np.array([30.0, 300.0, 300.0, 300.0, 300.0, 300.0])
@@ -117,46 +118,57 @@ class SuccessEstimator(BaseEstimator):
         :param groups: rows of one group never fall on both sides of an inner split.
         """
         n = len(y)
-        names = sorted({t for t in task if t is not None}) if task is not None else []
-        self.tasks_ = tuple(names)
-        position = {name: i for i, name in enumerate(names)}
-        codes = np.array([position.get(t, -1) for t in task], dtype=int) if task is not None else np.full(n, -1)
         folds = group_folds(groups if groups is not None else np.arange(n).astype(str), self.n_folds, self.random_state)
         self.n_outcomes_ = (~np.isnan(y)).sum(axis=0)
-        oof = _out_of_fold(X, y, codes, len(names), folds)
+        self.center_ = X.mean(axis=0, dtype=float)
+        labels = list(task) if task is not None else [None] * n
+        names = sorted({t for t in labels if t is not None})
+        losses = []
+        # A task label helps only where it says more than the text does (on MMLU-Pro it does not): the fit without
+        # it is compared on the same unseen rows, and wins ties.
+        for used in ([], names) if names else ([],):
+            position = {name: i for i, name in enumerate(used)}
+            codes = np.array([position.get(t, -1) for t in labels], dtype=int)
+            losses.append((self._fit_slopes(X, y, codes, len(used), folds), tuple(used), codes))
+        loss, self.tasks_, codes = min(losses, key=lambda entry: entry[0])
+        if self.tasks_ != losses[-1][1]:
+            self._fit_slopes(X, y, codes, len(self.tasks_), folds)
+        self._fit_terms(X, y, codes)
+        return self
+
+    def _fit_slopes(self, X: Array, y: Array, codes: NDArray[np.int64], n_tasks: int, folds: NDArray[Any]) -> float:
+        """Penalties and slopes from out-of-fold terms. :return: their log loss on those rows."""
+        oof = _out_of_fold(X, self.center_, y, codes, n_tasks, folds)
         self.difficulty_penalty_ = _best_penalty(oof.mean_residual, oof.difficulty)
         self.correction_penalty_ = _best_penalty(oof.residual, oof.correction)
         terms = _Terms(
             oof.rates, oof.difficulty[RIDGE_PENALTIES.index(self.difficulty_penalty_)],
             oof.correction[RIDGE_PENALTIES.index(self.correction_penalty_)],
         )  # fmt: skip
-        self._fit_slopes(terms, y)
-        self._fit_terms(X, y, codes)
-        return self
-
-    def _fit_slopes(self, terms: _Terms, y: Array) -> None:
+        known = ~np.isnan(y)
         self.difficulty_scale_ = float(terms.difficulty.std()) + 1e-9
-        self.correction_scale_ = float(terms.correction[~np.isnan(y)].std()) + 1e-9
+        self.correction_scale_ = float(terms.correction[known].std()) + 1e-9
         design = self._design(terms)
-        shared, self.slope_errors_ = _shared_slopes(design, y)
-        self.shared_ = shared
-        self.coef_ = np.vstack([_model_slopes(design[:, j], y[:, j], shared) for j in range(y.shape[1])])
+        self.shared_, self.slope_errors_ = _shared_slopes(design, y)
+        self.coef_ = np.vstack([_model_slopes(design[:, j], y[:, j], self.shared_) for j in range(y.shape[1])])
+        p = np.clip(sigmoid((design * self.shared_).sum(axis=2)[known]), 1e-6, 1 - 1e-6)
+        return float(-(y[known] * np.log(p) + (1 - y[known]) * np.log(1 - p)).mean())
 
     def _fit_terms(self, X: Array, y: Array, codes: NDArray[np.int64]) -> None:
         rates = TaskRates.fit(y, codes, len(self.tasks_))
         self.base_, self.shift_, self.rate_ = rates.base, rates.shifted, rates.rate
-        self.center_ = X.mean(axis=0)
         residual = y - rates.rate[codes]
         mean_residual = _row_mean(residual)
         seen = ~np.isnan(mean_residual)
-        P = X - self.center_
-        self.difficulty_ = ridge_path(P[seen], mean_residual[seen, None], (self.difficulty_penalty_,))[0][:, 0]
-        self.correction_ = _correction_weights(P, residual - mean_residual[:, None], (self.correction_penalty_,))[0]
+        center = self.center_
+        self.difficulty_ = ridge_path(X[seen], center, mean_residual[seen, None], (self.difficulty_penalty_,))[0][:, 0]
+        own = residual - mean_residual[:, None]
+        self.correction_ = _correction_weights(X, center, own, (self.correction_penalty_,))[0]
         # Where a request comes without its task, its row of the rate table is read off its text instead.
         known = codes >= 0
-        target = np.hstack([rates.shifted[codes] - rates.base, rates.rate[codes] - rates.shifted[codes]])
+        target = np.hstack([rates.shifted[codes] - rates.base, rates.rate[codes] - rates.shifted[codes]])[known]
         self.task_from_text_ = (
-            ridge_path(P[known], target[known], (1.0,))[0] if known.any() else np.zeros((X.shape[1], 2 * y.shape[1]))
+            ridge_path(X[known], center, target, (1.0,))[0] if known.any() else np.zeros((X.shape[1], 2 * y.shape[1]))
         )
 
     def _design(self, terms: _Terms) -> Array:
@@ -213,22 +225,21 @@ class CostEstimator(RegressorMixin, BaseEstimator):
         self.base_ = np.where(count > 0, np.nansum(logs, axis=0) / np.maximum(count, 1), overall)
         residual = logs - self.base_
         mean_residual = _row_mean(residual)
-        self.center_ = X.mean(axis=0)
-        P = X - self.center_
+        self.center_ = X.mean(axis=0, dtype=float)
         folds = group_folds(groups if groups is not None else np.arange(n).astype(str), self.n_folds, self.random_state)
-        shared, own = _ridge_out_of_fold(P, mean_residual, residual - mean_residual[:, None], folds)
+        shared, own = _ridge_out_of_fold(X, self.center_, mean_residual, residual - mean_residual[:, None], folds)
         penalty = _best_penalty(mean_residual, shared)
         own_penalty = _best_penalty(residual - mean_residual[:, None], own)
         seen = ~np.isnan(mean_residual)
-        difficulty = ridge_path(P[seen], mean_residual[seen, None], (penalty,))[0]
-        correction = _correction_weights(P, residual - mean_residual[:, None], (own_penalty,))[0]
+        difficulty = ridge_path(X[seen], self.center_, mean_residual[seen, None], (penalty,))[0]
+        correction = _correction_weights(X, self.center_, residual - mean_residual[:, None], (own_penalty,))[0]
         slope = _slope(residual - mean_residual[:, None], own[RIDGE_PENALTIES.index(own_penalty)])
         self.coef_ = difficulty + slope * correction
         self.low_ = np.where(count > 0, np.nanmin(np.where(known, logs, np.inf), axis=0), overall)
         self.high_ = np.where(count > 0, np.nanmax(np.where(known, logs, -np.inf), axis=0), overall)
-        fitted = np.exp(np.clip(self.base_ + P @ self.coef_, self.low_, self.high_))
+        fitted = np.exp(np.clip(self.base_ + (X - self.center_) @ self.coef_, self.low_, self.high_))
         true_sum = np.nansum(np.where(known, y, 0.0), axis=0)
-        self.smearing_ = np.where(count > 0, true_sum / np.maximum((fitted * known).sum(axis=0), 1e-300), 1.0)
+        self.smearing_ = np.where(count > 0, true_sum / np.maximum((fitted * known).sum(axis=0), 1e-300), 0.0)
         self.n_outcomes_ = count
         return self
 
@@ -308,7 +319,9 @@ class _OutOfFold(NamedTuple):
     correction: Array  # (n_penalties, n_requests, n_models)
 
 
-def _out_of_fold(X: Array, y: Array, codes: NDArray[np.int64], n_tasks: int, folds: NDArray[Any]) -> _OutOfFold:
+def _out_of_fold(
+    X: Array, center: Array, y: Array, codes: NDArray[np.int64], n_tasks: int, folds: NDArray[Any]
+) -> _OutOfFold:
     """Each term for each request, from the other folds."""
     n, m = y.shape
     base, shifted, rate = (np.zeros((n, m)) for _ in range(3))
@@ -319,54 +332,67 @@ def _out_of_fold(X: Array, y: Array, codes: NDArray[np.int64], n_tasks: int, fol
         base[test], shifted[test], rate[test] = rates.base, rates.shifted[codes[test]], rates.rate[codes[test]]
         residual = y[train] - rates.rate[codes[train]]
         mean = _row_mean(residual)
-        center = X[train].mean(axis=0)
-        P, Q = X[train] - center, X[test] - center
-        seen = ~np.isnan(mean)
-        weights = ridge_path(P[seen], mean[seen, None], RIDGE_PENALTIES)
-        own = _correction_weights(P, residual - mean[:, None], RIDGE_PENALTIES)
-        for k in range(len(RIDGE_PENALTIES)):
-            difficulty[k, test] = Q @ weights[k][:, 0]
-            correction[k, test] = Q @ own[k]
+        first, second = _ridges(X, center, mean, residual - mean[:, None], train, test)
+        difficulty[:, test], correction[:, test] = first, second
     residual = y - rate
     mean = _row_mean(residual)
     return _OutOfFold((base, shifted, rate), mean, residual - mean[:, None], difficulty, correction)
 
 
-def _ridge_out_of_fold(P: Array, shared: Array, own: Array, folds: NDArray[Any]) -> tuple[Array, Array]:
+def _ridge_out_of_fold(
+    X: Array, center: Array, shared: Array, own: Array, folds: NDArray[Any]
+) -> tuple[Array, Array]:
     """Out-of-fold ridge predictions for every penalty: of the shared target and of the one per model."""
-    first = np.zeros((len(RIDGE_PENALTIES), len(P)))
+    first = np.zeros((len(RIDGE_PENALTIES), len(X)))
     second = np.zeros((len(RIDGE_PENALTIES), *own.shape))
     for train, test in _splits(folds):
-        seen = train[~np.isnan(shared[train])]
-        weights = ridge_path(P[seen], shared[seen, None], RIDGE_PENALTIES)
-        each = _correction_weights(P[train], own[train], RIDGE_PENALTIES)
-        for k in range(len(RIDGE_PENALTIES)):
-            first[k, test] = P[test] @ weights[k][:, 0]
-            second[k, test] = P[test] @ each[k]
+        first[:, test], second[:, test] = _ridges(X, center, shared[train], own[train], train, test)
     return first, second
 
 
-def ridge_path(P: Array, Y: Array, penalties: Sequence[float]) -> list[Array]:
+def _ridges(
+    X: Array, center: Array, shared: Array, own: Array, train: NDArray[np.int64], test: NDArray[np.int64]
+) -> tuple[Array, Array]:
+    """Fit both targets on ``train`` (whose rows they are) and predict ``test``, for every penalty."""
+    seen = ~np.isnan(shared)
+    P, Q = X[train], X[test] - center
+    weights = ridge_path(P[seen], center, shared[seen, None], RIDGE_PENALTIES)
+    each = _correction_weights(P, center, own, RIDGE_PENALTIES)
+    return np.stack([Q @ w[:, 0] for w in weights]), np.stack([Q @ w for w in each])
+
+
+def ridge_path(X: Array, center: Array, Y: Array, penalties: Sequence[float]) -> list[Array]:
     """Ridge coefficients for several penalties from one eigendecomposition.
 
-    :param P: (n, d) centred inputs. :param Y: (n, k) targets. :return: one (d, k) array per penalty.
+    :param X: (n, d) inputs, float32 or float64. :param center: (d,) taken off them, without a copy of ``X``.
+    :param Y: (n, k) targets. :return: one (d, k) array per penalty.
     """
-    values, vectors = np.linalg.eigh(P.T @ P)
-    projected = vectors.T @ (P.T @ Y)
+    d = X.shape[1]
+    gram, cross, total = np.zeros((d, d)), np.zeros((d, Y.shape[1])), np.zeros(d)
+    for start in range(0, len(X), CHUNK):
+        part = X[start : start + CHUNK].astype(float)
+        gram += part.T @ part
+        cross += part.T @ Y[start : start + CHUNK]
+        total += part.sum(axis=0)
+    # (X - c)'(X - c) and (X - c)'Y, expanded
+    gram += len(X) * np.outer(center, center) - np.outer(total, center) - np.outer(center, total)
+    cross -= np.outer(center, Y.sum(axis=0))
+    values, vectors = np.linalg.eigh(gram)
+    projected = vectors.T @ cross
     return [vectors @ (projected / (np.maximum(values, 0.0) + penalty)[:, None]) for penalty in penalties]
 
 
-def _correction_weights(P: Array, residual: Array, penalties: Sequence[float]) -> list[Array]:
-    """Ridge per model on the rows where it was tried; models tried on the same rows share one decomposition."""
+def _correction_weights(X: Array, center: Array, residual: Array, penalties: Sequence[float]) -> list[Array]:
+    """Ridge per model on the rows where it was tried; models tried on every row share one decomposition."""
     known = ~np.isnan(residual)
-    out = [np.zeros((P.shape[1], residual.shape[1])) for _ in penalties]
+    out = [np.zeros((X.shape[1], residual.shape[1])) for _ in penalties]
     full = known.all(axis=0)
     if full.any():
-        for target, weights in zip(out, ridge_path(P, residual[:, full], penalties), strict=True):
+        for target, weights in zip(out, ridge_path(X, center, residual[:, full], penalties), strict=True):
             target[:, full] = weights
     for j in np.flatnonzero(~full & known.any(axis=0)):
         rows = known[:, j]
-        for target, weights in zip(out, ridge_path(P[rows], residual[rows, j : j + 1], penalties), strict=True):
+        for target, weights in zip(out, ridge_path(X[rows], center, residual[rows, j : j + 1], penalties), strict=True):
             target[:, j] = weights[:, 0]
     return out
 

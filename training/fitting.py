@@ -1,0 +1,252 @@
+"""From an outcome table to a router: represent, fit, fold into arrays, save."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import router_ml
+from router_ml import artifact
+from router_ml.artifact import Artifact
+from router_ml.classifier import SuccessClassifier
+from router_ml.embedding import Encoder, StaticEncoder
+from router_ml.errors import TableError
+from router_ml.features import FEATURE_NAMES, extract_many
+from router_ml.pool import ModelPool, ModelSpec
+from router_ml.request import ABILITIES, RouteRequest, read_trace
+from router_ml.router import Router, bundled_router_path
+from training.estimator import CostEstimator, RequestMap, SuccessEstimator
+from training.outcome_columns import Prompt
+from training.outcome_table import OutcomeTable
+
+Array = NDArray[np.float64]
+
+CHUNK = 4_096  # requests represented at once
+MAP_SAMPLE = 20_000  # requests that scales, components and landmarks are learned from
+
+
+class Representation(NamedTuple):
+    """What the classifier sees of requests: hand-built features (n, F) and embedding (n, E), float32."""
+
+    features: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+
+    @property
+    def joined(self) -> NDArray[np.float32]:
+        """(n, F + E), as ``RequestMap`` takes it."""
+        return np.hstack([self.features, self.embedding])
+
+    def select(self, rows: NDArray[Any]) -> Representation:
+        """The given requests."""
+        return Representation(self.features[rows], self.embedding[rows])
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The three fitted estimators, and the training representation's sample that they were scaled on."""
+
+    request_map: RequestMap
+    success: SuccessEstimator
+    cost: CostEstimator
+    sample: NDArray[np.float32]
+
+    def predict(self, representation: Representation, tasks: Sequence[str | None]) -> tuple[Array, Array]:
+        """:return: P(success) and expected cost, each (n_requests, n_models)."""
+        phi = self.request_map.transform(representation.joined)
+        return self.success.predict_proba(phi, tasks), self.cost.predict(phi)
+
+    def classifier(self) -> SuccessClassifier:
+        """The arrays that serve."""
+        return SuccessClassifier.from_estimators(self.request_map, self.success, self.cost, self.sample)
+
+
+def represent(prompts: Sequence[Prompt], encoder: Encoder) -> Representation:
+    """Represent requests as serving will.
+
+    :param prompts: strings or OpenAI-style messages.
+    """
+    features: list[NDArray[np.float32]] = [np.zeros((0, len(FEATURE_NAMES)), np.float32)]
+    vectors: list[NDArray[np.float32]] = [np.zeros((0, encoder.dim), np.float32)]
+    for start in range(0, len(prompts), CHUNK):
+        requests = [RouteRequest(prompt) for prompt in prompts[start : start + CHUNK]]
+        traces = [read_trace(request) for request in requests]
+        features.append(extract_many(requests, traces).astype(np.float32))
+        vectors.append(encoder.encode([trace.user_text for trace in traces]))
+    return Representation(np.concatenate(features), np.concatenate(vectors))
+
+
+def fit(
+    representation: Representation, score: Array, cost: Array, tasks: Sequence[str | None] | None = None,
+    groups: Sequence[str] | None = None, seed: int = 0, success_score: float = 0.5,
+) -> Fitted:  # fmt: skip
+    """Fit on requests that are already represented.
+
+    :param score: (n_requests, n_models) in [0, 1], NaN where not tried. :param cost: same shape, NaN where unknown.
+    """
+    joined = representation.joined
+    request_map = _fit_map(joined, seed)
+    phi = request_map.transform(joined).astype(np.float32)
+    return _fit_estimators(request_map, phi, joined, score, cost, tasks, groups, seed, success_score)
+
+
+def fit_table(
+    table: OutcomeTable, score: Array, cost: Array, encoder: Encoder, seed: int = 0, success_score: float = 0.5
+) -> Fitted:
+    """Fit on a table of any size: requests pass through in chunks and only their compact representation is kept."""
+    rng = np.random.default_rng(seed)
+    n = table.n_requests
+    rows = np.sort(rng.choice(n, min(n, MAP_SAMPLE), replace=False))
+    sample = represent([table.prompts[i] for i in rows], encoder).joined
+    request_map = _fit_map(sample, seed)
+    phi = np.empty((n, len(request_map.kernel_.components_)), dtype=np.float32)
+    for start in range(0, n, CHUNK):
+        chunk = represent(table.prompts[start : start + CHUNK], encoder).joined
+        phi[start : start + CHUNK] = request_map.transform(chunk)
+    return _fit_estimators(request_map, phi, sample, score, cost, table.task, table.group, seed, success_score)
+
+
+def _fit_map(joined: NDArray[np.float32], seed: int) -> RequestMap:
+    return RequestMap(random_state=seed).fit(joined, n_features=len(FEATURE_NAMES))
+
+
+def _fit_estimators(
+    request_map: RequestMap, phi: NDArray[np.float32], sample: NDArray[np.float32], score: Array, cost: Array,
+    tasks: Sequence[str | None] | None, groups: Sequence[str] | None, seed: int, success_score: float,
+) -> Fitted:  # fmt: skip
+    success = np.where(np.isnan(score), np.nan, (score >= success_score).astype(float))
+    return Fitted(
+        request_map,
+        SuccessEstimator(random_state=seed).fit(phi, success, task=tasks, groups=groups),
+        CostEstimator(random_state=seed).fit(phi, cost, groups=groups),
+        sample,
+    )
+
+
+def pool_from_table(table: OutcomeTable) -> ModelPool:
+    """A pool of the table's own models: mean cost per request as price, the best model as escalation model.
+
+    What the models can take is not in a table, so no request is refused for want of an ability. A model whose cost is
+    nowhere recorded is priced like the dearest one that has a cost: it must never win by an unknown price.
+    """
+    score, cost = table.dense("score"), table.dense("cost_usd")
+    quality = np.nanmean(score, axis=0)
+    counts = (~np.isnan(cost)).sum(axis=0)
+    mean_cost = np.where(counts > 0, np.nansum(cost, axis=0) / np.maximum(counts, 1), np.nan)
+    dearest = float(np.nanmax(mean_cost)) if (counts > 0).any() else 0.0
+    mean_cost = np.where(np.isnan(mean_cost), dearest, mean_cost)
+    # the best; among equals the cheapest
+    best = min(range(len(table.models)), key=lambda j: (-quality[j], mean_cost[j]))
+    specs = tuple(
+        ModelSpec(name=name, cost_per_request_usd=float(price), abilities=ABILITIES)
+        for name, price in zip(table.models, mean_cost, strict=True)
+    )
+    return ModelPool(models=specs, escalation_model=table.models[best])
+
+
+class _Targets(NamedTuple):
+    score: Array
+    cost: Array
+    cost_unit: str
+    notes: tuple[str, ...]
+
+
+def _targets(table: OutcomeTable, pool: ModelPool) -> _Targets:
+    """Score and cost matrices in the pool's order, and what had to be assumed."""
+    position = {name: j for j, name in enumerate(table.models)}
+    shared = [name for name in pool.names if name in position]
+    if not shared:
+        raise TableError(
+            "the outcome table and the pool share no model",
+            [f"table: {list(table.models)[:10]}", f"pool: {list(pool.names)}"],
+        )
+    notes = [f"{name}: no outcomes; its probability is a prior" for name in pool.names if name not in position]
+    notes += [f"{name}: in the table, not in the pool; left out" for name in table.models if name not in pool.names]
+    score = _in_pool_order(table.dense("score"), pool, position)
+    tokens = _in_pool_order(table.dense("output_tokens"), pool, position)
+    cost = _in_pool_order(table.dense("cost_usd"), pool, position)
+    by_request = any(spec.cost_per_request_usd is not None for spec in pool.models)
+    if not by_request and not np.isnan(tokens).all():
+        factors = np.array([spec.output_factor for spec in pool.models])
+        return _Targets(score, _typical_where_unknown(tokens / factors), "output_tokens", tuple(notes))
+    for j, spec in enumerate(pool.models):
+        if np.isnan(cost[:, j]).all():
+            # a constant column: the price that the pool states is all there is to know
+            cost[:, j] = spec.cost_per_request_usd if spec.cost_per_request_usd is not None else np.nanmean(cost)
+            notes.append(f"{spec.name}: no cost in the table; costed at {cost[0, j]:.3g} USD a request")
+    return _Targets(score, cost, "usd", tuple(notes))
+
+
+def _in_pool_order(dense: Array, pool: ModelPool, position: dict[str, int]) -> Array:
+    out = np.full((len(dense), len(pool.models)), np.nan)
+    for j, name in enumerate(pool.names):
+        if name in position:
+            out[:, j] = dense[:, position[name]]
+    return out
+
+
+def _typical_where_unknown(tokens: Array) -> Array:
+    """A model without token counts writes as much as the others do on the same request."""
+    known = ~np.isnan(tokens)
+    mean = np.where(known, tokens, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    mean = np.where(known.any(axis=1), mean, np.nan)
+    return np.where(known.any(axis=0), tokens, mean[:, None])
+
+
+def train_router(
+    table: OutcomeTable, out_dir: str | Path, *, pool: ModelPool | None = None, encoder: Encoder | None = None,
+    seed: int = 0, metrics: dict[str, Any] | None = None,
+) -> Router:  # fmt: skip
+    """Train a router on a table and save it.
+
+    :param pool: None: made from the table (``pool_from_table``).
+    :param encoder: None: the static encoder of the bundled router.
+    :param metrics: figures measured on other rows, for the manifest; each with its n.
+    :raises TableError: if table and pool share no model.
+    """
+    pool = pool if pool is not None else pool_from_table(table)
+    encoder = encoder if encoder is not None else default_encoder()
+    targets = _targets(table, pool)
+    fitted = fit_table(table, targets.score, targets.cost, encoder, seed, pool.success_score)
+    save_router(
+        out_dir, fitted, pool, encoder, targets.cost_unit,
+        {
+            "evidence": {"kind": "measured", "note": f"{table.n_rows} outcomes of {table.n_requests} requests"},
+            "training": {
+                "data_fingerprint": table.fingerprint(), "n_requests": table.n_requests, "n_rows": table.n_rows,
+                "seed": seed, "notes": list(targets.notes), "tasks_used": list(fitted.success.tasks_),
+            },
+            "metrics": metrics or {},
+        },
+    )  # fmt: skip
+    return Router.load(out_dir)
+
+
+def save_router(
+    out_dir: str | Path, fitted: Fitted, pool: ModelPool, encoder: Encoder, cost_unit: str, extra: dict[str, Any]
+) -> None:
+    """Write an artifact. Its version names the code and the data: the same of both, the same version."""
+    import skops.io
+
+    estimators = {"request_map": fitted.request_map, "success": fitted.success, "cost": fitted.cost}
+    fingerprint = str(extra.get("training", {}).get("data_fingerprint", ""))
+    artifact.save(
+        out_dir, pool=pool, classifier=fitted.classifier(), encoder=encoder, cost_unit=cost_unit,
+        router_version=f"{router_ml.__version__}+{fingerprint[:12] or 'unnamed'}",
+        estimator=skops.io.dumps(estimators), extra=extra,
+    )  # fmt: skip
+
+
+def default_encoder() -> Encoder:
+    """The static encoder that ships inside the bundled router."""
+    return StaticEncoder.load(bundled_router_path() / artifact.ENCODER)
+
+
+def with_pool(parts: Artifact, pool: ModelPool) -> Artifact:
+    """The same router under other prices, limits or rules for the same models."""
+    return dataclasses.replace(parts, pool=pool)
