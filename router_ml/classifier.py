@@ -7,8 +7,10 @@ results equal the scikit-learn estimators' to 1e-9 (``tests/test_classifier.py``
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,10 @@ def sigmoid(z: Array) -> Array:
     """Logistic function."""
     # exp overflows past 709; both ends are 0 or 1 to double precision long before
     return 1.0 / (1.0 + np.exp(-np.clip(z, -500.0, 500.0)))
+
+
+def _sigmoid(z: float) -> float:
+    return 1.0 / (1.0 + math.exp(-z)) if z > -500.0 else 0.0
 
 
 def logit(p: Array) -> Array:
@@ -65,9 +71,16 @@ class SuccessClassifier:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_codes", {name: i for i, name in enumerate(self.tasks)})
-        object.__setattr__(self, "_squares", (self.landmarks**2).sum(axis=1))
-        object.__setattr__(self, "_scaled", np.ascontiguousarray(self.landmarks * (2.0 * float(self.gamma))))
+        gamma = float(self.gamma)
+        object.__setattr__(self, "_gamma", gamma)
+        object.__setattr__(self, "_squares", gamma * (self.landmarks**2).sum(axis=1))
+        object.__setattr__(self, "_scaled", np.ascontiguousarray(self.landmarks * (2.0 * gamma)))
         object.__setattr__(self, "_weights", np.ascontiguousarray(np.hstack([self.success_weights, self.cost_weights])))
+        rows = [np.concatenate([row, self.cost_offset]) for row in self.success_offset]
+        object.__setattr__(self, "_offsets", np.array(rows))
+        ranges = zip(self.cost_low.tolist(), self.cost_high.tolist(), self.cost_smearing.tolist(), strict=True)
+        object.__setattr__(self, "_cost_range", list(ranges))
+        object.__setattr__(self, "_nearness", self.nearness.tolist())
 
     @classmethod
     def from_estimators(
@@ -116,8 +129,7 @@ class SuccessClassifier:
             return arrays
         n = request_map.n_features_
         near = arrays._kernel(arrays._inputs(representation[:, :n], representation[:, n:])).max(axis=1)
-        object.__setattr__(arrays, "nearness", np.quantile(near, np.linspace(0.0, 1.0, NOVELTY_QUANTILES)))
-        return arrays
+        return replace(arrays, nearness=np.quantile(near, np.linspace(0.0, 1.0, NOVELTY_QUANTILES)))
 
     @property
     def n_models(self) -> int:
@@ -145,6 +157,43 @@ class SuccessClassifier:
         rank = np.searchsorted(self.nearness, kernel.max(axis=1), side="left")
         return p, np.exp(log_cost) * self.cost_smearing, 1.0 - rank / NOVELTY_QUANTILES
 
+    def predict_one(
+        self, features: Array, embedding: NDArray[np.float32], task: str | None
+    ) -> tuple[list[float], list[float], float]:
+        """``predict`` for one request, without the overhead of arrays of one row.
+
+        :param features: (F,). :param embedding: (E,).
+        :return: P(success) per model, expected cost per model, novelty.
+        """
+        n_features = len(self.feature_mean)
+        inputs = np.empty(n_features + len(self.projection_offset))
+        standard = inputs[:n_features]
+        np.subtract(features, self.feature_mean, out=standard)
+        standard /= self.feature_scale
+        # two ufuncs: np.clip costs several times as much on an array this small
+        np.minimum(standard, CLIP, out=standard)
+        np.maximum(standard, -CLIP, out=standard)
+        np.add(embedding @ self.projection, self.projection_offset, out=inputs[n_features:])
+        kernel = self._scaled @ inputs  # type: ignore[attr-defined]
+        kernel -= self._squares  # type: ignore[attr-defined]
+        kernel -= self._gamma * float(inputs @ inputs)  # type: ignore[attr-defined]
+        np.minimum(kernel, 0.0, out=kernel)
+        np.exp(kernel, out=kernel)
+        code = self._codes.get(task, -1) if task is not None else -1  # type: ignore[attr-defined]
+        out = kernel @ self._weights  # type: ignore[attr-defined]
+        out += self._offsets[code]  # type: ignore[attr-defined]
+        m = len(self.base_rate)
+        if code < 0 and self.tasks:
+            out[:m] += self._task_log_odds(kernel[None])[0]
+        values = out.tolist()
+        p = [min(max(_sigmoid(z), P_FLOOR), 1.0 - P_FLOOR) for z in values[:m]]
+        cost = [
+            math.exp(min(max(z, low), high)) * smearing
+            for z, (low, high, smearing) in zip(values[m:], self._cost_range, strict=True)  # type: ignore[attr-defined]
+        ]
+        rank = bisect_left(self._nearness, float(kernel.max()))  # type: ignore[attr-defined]
+        return p, cost, 1.0 - rank / NOVELTY_QUANTILES
+
     def _task_log_odds(self, kernel: Array) -> Array:
         """What the task would add, with its rates read off the text."""
         m = self.n_models
@@ -165,10 +214,9 @@ class SuccessClassifier:
 
     def _kernel(self, inputs: Array) -> Array:
         """exp(-gamma |u - landmark|^2), (n, L)."""
-        gamma = float(self.gamma)
         exponent = inputs @ self._scaled.T  # type: ignore[attr-defined]
-        exponent -= gamma * self._squares  # type: ignore[attr-defined]
-        exponent -= gamma * np.einsum("ij,ij->i", inputs, inputs)[:, None]
+        exponent -= self._squares  # type: ignore[attr-defined]
+        exponent -= self._gamma * np.einsum("ij,ij->i", inputs, inputs)[:, None]  # type: ignore[attr-defined]
         np.minimum(exponent, 0.0, out=exponent)
         return np.exp(exponent, out=exponent)
 

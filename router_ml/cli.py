@@ -13,22 +13,19 @@ import ast
 import dataclasses
 import importlib.util
 import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib.abc import InspectLoader
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from router_ml.errors import MissingExtraError, RequestError, RouterError
-from router_ml.pool import ModelPool, ModelSpec, refresh
+from router_ml.pool import ModelPool, refresh
 from router_ml.request import ABILITIES, RouteDecision, RouteRequest
+from router_ml.terminal import console, decisions_table, pool_table, print_decision
 
 PLUGGED = "router_ml.commands"
-WIDTH = 160  # columns where no terminal says how many there are; rich would take 80 and fold every sentence
 
 
 class PluggedGroup(click.Group):
@@ -62,7 +59,10 @@ def _load(entry: EntryPoint) -> click.Command:
     try:
         command = entry.load()
     except ModuleNotFoundError as exc:
-        raise MissingExtraError(exc.name or entry.module, "train") from exc
+        missing = exc.name or entry.module
+        if missing.partition(".")[0] == entry.module.partition(".")[0]:
+            raise RouterError(f"command {entry.name} cannot be loaded: {exc}; reinstall its package") from exc
+        raise MissingExtraError(missing, "train") from exc
     if not isinstance(command, click.Command):
         raise RouterError(f"entry point {entry.name} = {entry.value} is not a click command; reinstall its package")
     return command
@@ -74,32 +74,44 @@ def _summary(entry: EntryPoint) -> str:
         spec = importlib.util.find_spec(entry.module)
     except ModuleNotFoundError:
         return ""
-    source = spec.loader.get_source(entry.module) if spec and hasattr(spec.loader, "get_source") else None
-    return (ast.get_docstring(ast.parse(source or "")) or "").partition("\n")[0]
+    if spec is None or not isinstance(spec.loader, InspectLoader):
+        return ""
+    source = spec.loader.get_source(entry.module) or ""
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
-@click.group(cls=PluggedGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=PluggedGroup, context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 110})
 @click.version_option(package_name="router-ml")
 def commands() -> None:
     """Route each request to the cheapest model that will do it, with an honest probability that it will."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run ``router-ml``.
 
     :param argv: arguments after the program's name; None: those of the process.
     :return: the exit code.
     """
+    return run(commands, argv, "router-ml")
+
+
+def run(command: click.Command, argv: Sequence[str] | None = None, name: str | None = None) -> int:
+    """Run any command with the exit codes of ``router-ml``.
+
+    :param argv: arguments after the program's name; None: those of the process.
+    :param name: the program's name in messages; None: the command's own.
+    """
+    name = name or command.name
     try:
-        code = commands.main(None if argv is None else list(argv), prog_name="router-ml", standalone_mode=False)
+        code = command.main(None if argv is None else list(argv), prog_name=name, standalone_mode=False)
     except click.ClickException as exc:
         exc.show()
         return exc.exit_code
     except click.Abort:
-        click.echo("router-ml: aborted", err=True)
+        click.echo(f"{name}: aborted", err=True)
         return 1
     except (RouterError, OSError) as exc:
-        click.echo(f"router-ml: {_one_line(exc)}", err=True)
+        click.echo(f"{name}: {_one_line(exc)}", err=True)
         return 1
     return code if isinstance(code, int) else 0
 
@@ -157,10 +169,12 @@ def route(text: str | None, path: str | None, folder: str | None, as_json: bool,
     if (text is None) == (path is None):
         raise click.UsageError("expected either TEXT or --file")
     router = Router.load(folder)
-    given = {name: value for name, value in limits.items() if value not in (None, (), False)}
+    # told apart by identity: a budget of 0.0 equals False and is a limit all the same
+    given = {name: value for name, value in limits.items() if value is not None and value is not False and value != ()}
     if path is None:
         if text == "-":
-            text = click.get_text_stream("stdin", encoding="utf-8", errors="replace").read()
+            with click.open_file("-", encoding="utf-8", errors="replace") as stream:
+                text = stream.read()
         decision = router.predict({"prompt": text, **given})
         if as_json:
             _print_json(decision)
@@ -172,7 +186,7 @@ def route(text: str | None, path: str | None, folder: str | None, as_json: bool,
         for _, decision in decided:
             _print_json(decision)
     else:
-        _console().print(decisions_table(decided))
+        console().print(decisions_table(decided))
 
 
 def _decide_lines(
@@ -223,7 +237,7 @@ def show(path: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(loaded.to_dict()))
         return
-    _console().print(_pool_table(loaded.models))
+    console().print(pool_table(loaded.models))
     click.echo(f"escalation model {loaded.escalation_model}, confidence threshold {loaded.confidence_threshold}")
 
 
@@ -257,103 +271,6 @@ def refresh_pool(path: str | None, out: str | None) -> None:
 
 def _read_pool(path: str | None) -> ModelPool:
     return ModelPool.default() if path is None else ModelPool.from_yaml(path)
-
-
-# -- what people read
-
-
-def print_decision(decision: RouteDecision) -> None:
-    """Show one decision and all its candidates."""
-    console = _console()
-    facts = Table.grid(padding=(0, 2))
-    for name, value in (
-        ("model", decision.model),
-        ("confidence", f"{decision.confidence:.3f} ({_evidence(decision)})"),
-        ("reason", f"{decision.reason.text} [{decision.reason.code.value}]"),
-        ("expected cost", usd(decision.expected_cost_usd)),
-        ("saving", f"{_saving(decision)} against always calling the escalation model"),
-    ):
-        facts.add_row(Text(name, style="dim"), Text(value, style="bold" if name == "model" else ""))
-    console.print(facts)
-    table = _table("candidate", ">P(success)", ">expected cost", ">latency", "excluded because")
-    for candidate in decision.candidates:
-        latency = candidate.expected_latency_s
-        chosen = candidate.model == decision.model
-        table.add_row(
-            Text(candidate.model),
-            f"{candidate.p_success:.3f}",
-            usd(candidate.expected_cost_usd),
-            "unknown" if latency is None else f"{latency:.1f} s",
-            Text(candidate.excluded_by or ("<- chosen" if chosen else "")),
-            style="bold" if chosen else "dim" if candidate.excluded_by else "",
-        )
-    console.print(table)
-
-
-def decisions_table(decided: Iterable[tuple[str, RouteDecision]]) -> Table:
-    """A row per decision: (title, decision) pairs in."""
-    table = _table("request", "model", ">confidence", ">expected cost", ">saving", "reason")
-    for title, decision in decided:
-        table.add_row(
-            Text(title),
-            Text(decision.model, style="yellow" if decision.escalated or decision.degraded else "green"),
-            f"{decision.confidence:.2f}",
-            usd(decision.expected_cost_usd),
-            _saving(decision),
-            Text(decision.reason.text),
-        )
-    return table
-
-
-def usd(amount: float) -> str:
-    """An amount to three significant digits, never in exponent form."""
-    if amount == 0.0 or not math.isfinite(amount):
-        return f"${amount:.2f}"
-    return f"${amount:.{max(2, 2 - math.floor(math.log10(abs(amount))))}f}"
-
-
-def _saving(decision: RouteDecision) -> str:
-    if decision.baseline_cost_usd <= 0.0:
-        return usd(decision.saving_usd)
-    return f"{decision.saving_usd / decision.baseline_cost_usd:.0%}"
-
-
-def _evidence(decision: RouteDecision) -> str:
-    evidence = decision.evidence
-    return f"{evidence.kind}, {evidence.n_outcomes} outcomes, novelty {evidence.novelty:.2f}"
-
-
-def _pool_table(models: Sequence[ModelSpec]) -> Table:
-    table = _table("model", ">USD/M in", ">USD/M out", ">cached", ">window", ">reliable", ">output", "abilities")
-    for spec in models:
-        cached = "" if spec.cached_input_usd_per_mtok is None else f"{spec.cached_input_usd_per_mtok:g}"
-        sizes = (spec.max_input_tokens, spec.reliable_input_tokens, spec.max_output_tokens)
-        table.add_row(
-            Text(spec.name),
-            f"{spec.input_usd_per_mtok:g}",
-            f"{spec.output_usd_per_mtok:g}",
-            cached,
-            *("" if size is None else f"{size:,}" for size in sizes),
-            ", ".join([*sorted(spec.abilities), *(["local"] if spec.local else [])]),
-        )
-    return table
-
-
-def _table(*columns: str) -> Table:
-    """A table; a column whose name starts with '>' is a number."""
-    table = Table()
-    for column in columns:
-        number = column.startswith(">")
-        # fold, because the ellipsis that marks a cut is no ASCII and cannot be printed everywhere
-        table.add_column(
-            column.removeprefix(">"), justify="right" if number else "left", no_wrap=number, overflow="fold"
-        )
-    return table
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
 
 
 if __name__ == "__main__":

@@ -135,13 +135,11 @@ class StaticEncoder:
         pieces = self._codes[index].astype(np.float32)
         width = pieces.shape[1]
         # scale times code, summed: a product of a row and a matrix, so no scaled copy of the pieces is made
-        out[:width] = weights @ pieces
-        out[width : 2 * width] = weights[-TAIL_TOKENS:] @ pieces[-TAIL_TOKENS:]
-        out[2 * width :] = weights[:HEAD_TOKENS] @ pieces[:HEAD_TOKENS]
-        for part in (out[:width], out[width : 2 * width], out[2 * width :]):
-            norm = float(part @ part) ** 0.5
-            if norm > 0.0:
-                part /= norm
+        whole = _unit(weights @ pieces)
+        n = len(ids)
+        out[:width] = whole
+        out[width : 2 * width] = whole if n <= TAIL_TOKENS else _unit(weights[-TAIL_TOKENS:] @ pieces[-TAIL_TOKENS:])
+        out[2 * width :] = whole if n <= HEAD_TOKENS else _unit(weights[:HEAD_TOKENS] @ pieces[:HEAD_TOKENS])
 
 
 class SentenceTransformerEncoder:
@@ -189,6 +187,11 @@ class SentenceTransformerEncoder:
 
     def _encode_raw(self, texts: Sequence[str]) -> Vectors:
         return np.asarray(self._model.encode(list(texts), normalize_embeddings=True), dtype=np.float32)
+
+
+def _unit(vector: Vectors) -> Vectors:
+    norm = float(vector @ vector) ** 0.5
+    return vector / norm if norm > 0.0 else vector
 
 
 def _clean(text: str) -> str:

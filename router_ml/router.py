@@ -68,10 +68,10 @@ class Router:
         """
         read = RouteRequest.of(request)
         trace = read_trace(read)
-        p, cost, novelty = self.classifier.predict(
-            extract(read, trace)[None], self.encoder.encode((trace.user_text,)), (read.task,)
+        p, cost, novelty = self.classifier.predict_one(
+            extract(read, trace), self.encoder.encode((trace.user_text,))[0], read.task
         )
-        return self._decide(read, trace, p[0].tolist(), cost[0].tolist(), float(novelty[0]))
+        return self._decide(read, trace, p, cost, novelty)
 
     def predict_batch(self, requests: Iterable[RequestLike]) -> list[RouteDecision]:
         """Decide for many requests; equal to ``predict`` on each."""

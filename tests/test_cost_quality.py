@@ -200,7 +200,7 @@ def test_an_unreached_target_counts_as_infinitely_dear() -> None:
 def test_resamples_agree_with_resampling_the_rows_one_by_one() -> None:
     score, cost = two_model_world(30, 4)
     choices = np.repeat([[0], [1]], 30, axis=1)
-    samples = bootstrap_samples(realised_curve(choices, score, cost), hull_area, n_boot=5, seed=9)
+    samples = bootstrap_samples(realised_curve(choices, score, cost), [hull_area], n_boot=5, seed=9)[0]
     counts = np.random.default_rng(9).multinomial(30, np.full(30, 1 / 30), size=5)
     for sample, count in zip(samples, counts, strict=True):
         rows = np.repeat(np.arange(30), count)
@@ -210,10 +210,10 @@ def test_resamples_agree_with_resampling_the_rows_one_by_one() -> None:
 def test_rows_of_one_group_are_resampled_together() -> None:
     score, cost = two_model_world(100, 5)
     choices = np.repeat([[0], [1]], 400, axis=1)
-    # every request four times: grouped, that is no more evidence than once; alone, it would look like four times as much
+    # every request four times: grouped, that is no more evidence than once; alone, it looks like four times as much
     copies = np.repeat(score, 4, axis=0), np.repeat(cost, 4, axis=0)
     spread = {
-        name: float(np.std(bootstrap_samples(realised_curve(choices, *copies, group), hull_area, n_boot=400, seed=1)))
+        name: float(np.std(bootstrap_samples(realised_curve(choices, *copies, group), [hull_area], n_boot=400, seed=1)))
         for name, group in (("grouped", np.repeat(np.arange(100), 4)), ("alone", None))
     }
     assert spread["grouped"] == pytest.approx(2 * spread["alone"], rel=0.25)

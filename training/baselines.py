@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, Self
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+from sklearn.linear_model import LogisticRegression
 
 from router_ml.errors import TableError
 from training.heuristics import ComplexityHeuristic, TaskTypeTable

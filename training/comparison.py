@@ -44,9 +44,10 @@ class DefaultRule:
     def choose(self, prediction: Prediction, models: Sequence[str]) -> IntArray:
         """:return: (n,) model indices. A baseline with operating points of its own is taken at its first."""
         if prediction.choices is not None:
-            return prediction.choices[0]
+            published: IntArray = prediction.choices[0]
+            return published
         p, c = prediction.p, prediction.c
-        if self.escalation in models:
+        if self.escalation is not None and self.escalation in models:
             otherwise = np.full(len(p), list(models).index(self.escalation), dtype=np.intp)
         else:
             otherwise = likeliest(p, c)
@@ -181,11 +182,19 @@ def _contestant(
 def _differences(
     router: CostQualityCurve, contestants: Mapping[str, Contestant], n_boot: int, seed: int
 ) -> dict[str, dict[str, PairedDifference]]:
-    out: dict[str, dict[str, PairedDifference]] = {name: {} for name in contestants if name != "oracle"}
-    for label, statistic in (("area", hull_area), ("cost_at_quality", _cost_at(BOOTSTRAP_TARGET))):
-        value, samples = router.value(statistic), bootstrap_samples(router, statistic, n_boot, seed)
-        for name, found in out.items():
-            curve = contestants[name].curve
-            other = bootstrap_samples(curve, statistic, n_boot, seed)
-            found[label] = paired_difference(value, curve.value(statistic), samples, other, router.n)
+    statistics = {"area": hull_area, "cost_at_quality": _cost_at(BOOTSTRAP_TARGET)}
+
+    def resampled(curve: CostQualityCurve) -> FloatArray:
+        return bootstrap_samples(curve, list(statistics.values()), n_boot, seed)
+
+    own = resampled(router)
+    out: dict[str, dict[str, PairedDifference]] = {}
+    for name, contestant in contestants.items():
+        if name == "oracle":
+            continue
+        other = resampled(contestant.curve)
+        out[name] = {
+            label: paired_difference(router.value(of), contestant.curve.value(of), a, b, router.n)
+            for (label, of), a, b in zip(statistics.items(), own, other, strict=True)
+        }
     return out

@@ -12,7 +12,7 @@ choices, prefer rows that the router was not fitted on: on its own training rows
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -234,21 +234,24 @@ class PairedDifference:
     n_boot: int
 
 
-def bootstrap_samples(curve: CostQualityCurve, statistic: Statistic, n_boot: int = 1000, seed: int = 0) -> FloatArray:
-    """The statistic on resampled requests, single models and their price range resampled along.
+def bootstrap_samples(
+    curve: CostQualityCurve, statistics: Sequence[Statistic], n_boot: int = 1000, seed: int = 0
+) -> FloatArray:
+    """Statistics on resampled requests, single models and their price range resampled along.
 
     Groups are drawn whole: requests of one session are not independent evidence.
 
     :param curve: operating points on n rows.
-    :param statistic: ``hull_area``, or ``functools.partial(cost_at_quality, target_fraction=...)``.
+    :param statistics: k of them: ``hull_area``, ``functools.partial(cost_at_quality, target_fraction=...)``.
     :param n_boot: number of resamples.
     :param seed: equal seeds and equal groups resample the same requests, which makes two curves a pair.
-    :return: (n_boot,) values.
+    :return: (k, n_boot) values.
     """
-    values: list[float] = []
+    values: list[list[float]] = []
     for weights in _resamples(np.arange(curve.n) if curve.group is None else curve.group, n_boot, seed):
-        values += map(statistic, curve.points(weights), curve.singles(weights))
-    return np.array(values)
+        for points, singles in zip(curve.points(weights), curve.singles(weights), strict=True):
+            values.append([statistic(points, singles) for statistic in statistics])
+    return np.array(values).T
 
 
 def paired_bootstrap(
@@ -261,7 +264,7 @@ def paired_bootstrap(
 
     :param curve_a: the first router.
     :param curve_b: the second, on the same rows.
-    :param statistic: as in :func:`bootstrap_samples`.
+    :param statistic: one of those that :func:`bootstrap_samples` takes.
     :param n_boot: number of resamples.
     :param seed: seed of the resamples.
     :return: the difference a - b with its interval.
@@ -271,7 +274,8 @@ def paired_bootstrap(
         raise TableError("paired_bootstrap", [f"the curves have different outcomes (n={curve_a.n}, n={curve_b.n})"])
     return paired_difference(
         curve_a.value(statistic), curve_b.value(statistic),
-        bootstrap_samples(curve_a, statistic, n_boot, seed), bootstrap_samples(curve_b, statistic, n_boot, seed),
+        bootstrap_samples(curve_a, [statistic], n_boot, seed)[0],
+        bootstrap_samples(curve_b, [statistic], n_boot, seed)[0],
         curve_a.n,
     )  # fmt: skip
 
@@ -283,7 +287,7 @@ def paired_difference(
 
     :param value_a: statistic of a on all rows.
     :param value_b: statistic of b on all rows.
-    :param samples_a: (n_boot,) from :func:`bootstrap_samples`.
+    :param samples_a: (n_boot,) of one statistic from :func:`bootstrap_samples`.
     :param samples_b: (n_boot,) with the same seed and rows.
     :param n: number of requests.
     :return: the difference; an end of the interval is infinite where a target quality was reached by one side only.

@@ -35,6 +35,7 @@ CHUNK = 50_000  # rows turned to float64 at once
 # Prior precision of one model's own coefficients around those shared by all models, in units of observations:
 # a model needs hundreds of outcomes before its slopes leave the shared ones.
 MODEL_PRECISION = np.array([30.0, 300.0, 300.0, 300.0, 300.0, 300.0])
+PRIOR_REQUESTS = 5.0  # weight of the shared slopes' prior (base rate 1, difficulty 0), in requests
 TERMS = ("intercept", "base_rate", "task", "task_by_model", "difficulty", "model_correction")
 
 
@@ -51,7 +52,7 @@ class RequestMap(TransformerMixin, BaseEstimator):
     """
 
     def __init__(
-        self, n_components: int = 48, n_landmarks: int = 300, gamma: float = 0.5, embedding_weight: float = 2.0,
+        self, n_components: int = 32, n_landmarks: int = 256, gamma: float = 0.5, embedding_weight: float = 2.0,
         random_state: int = 0,
     ) -> None:  # fmt: skip
         self.n_components = n_components
@@ -422,13 +423,18 @@ def _shared_slopes(design: Array, y: Array) -> tuple[Array, Array]:
     known = ~np.isnan(y)
     flat, target = design[known], y[known]
     start = np.array([0.0, 1.0, 1.0, 1.0, 0.0, 0.0])
-    w = _newton(flat, target, start, np.full(len(start), 1.0))
-    p = sigmoid(flat @ w)
-    bread = np.linalg.inv((flat * (p * (1 - p))[:, None]).T @ flat + np.eye(len(w)))
     request = np.nonzero(known)[0]
+    n_requests = len(np.unique(request))
+    # the prior weighs as much as PRIOR_REQUESTS requests would: outcomes of one request are not independent news
+    precision = np.full(len(start), PRIOR_REQUESTS * len(target) / max(n_requests, 1))
+    w = _newton(flat, target, start, precision)
+    p = sigmoid(flat @ w)
+    bread = np.linalg.inv((flat * (p * (1 - p))[:, None]).T @ flat + np.diag(precision))
     scores = np.zeros((len(y), len(w)))
     np.add.at(scores, request, flat * (target - p)[:, None])
-    errors = np.sqrt(np.maximum(np.diag(bread @ (scores.T @ scores) @ bread), 1e-12))
+    # few clusters make the sandwich too narrow; the usual small-sample factor widens it (MacKinnon & White 1985)
+    widen = n_requests / max(n_requests - len(w), 1)
+    errors = np.sqrt(np.maximum(np.diag(bread @ (scores.T @ scores) @ bread) * widen, 1e-12))
     shrunk = w.copy()
     for k in range(2, len(w)):
         factor = max(0.0, 1.0 - (errors[k] / w[k]) ** 2) if w[k] > 0 else 0.0

@@ -1,0 +1,114 @@
+"""What people read in a terminal: tables of decisions, candidates and pools."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from router_ml.pool import ModelSpec
+from router_ml.request import RouteDecision
+
+WIDTH = 160  # columns where no terminal says how many there are; rich would take 80 and fold every sentence
+
+
+def print_decision(decision: RouteDecision) -> None:
+    """Show one decision and all its candidates."""
+    out = console()
+    facts = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("model", decision.model),
+        ("confidence", f"{decision.confidence:.3f} ({_evidence(decision)})"),
+        ("reason", f"{decision.reason.text} [{decision.reason.code.value}]"),
+        ("expected cost", usd(decision.expected_cost_usd)),
+        ("saving", f"{_saving(decision)} against always calling the escalation model"),
+    ):
+        facts.add_row(Text(name, style="dim"), Text(value, style="bold" if name == "model" else ""))
+    out.print(facts)
+    table = table_of("candidate", ">P(success)", ">expected cost", ">latency", "excluded because")
+    for candidate in decision.candidates:
+        latency = candidate.expected_latency_s
+        chosen = candidate.model == decision.model
+        table.add_row(
+            Text(candidate.model),
+            f"{candidate.p_success:.3f}",
+            usd(candidate.expected_cost_usd),
+            "unknown" if latency is None else f"{latency:.1f} s",
+            Text(candidate.excluded_by or ("<- chosen" if chosen else "")),
+            style="bold" if chosen else "dim" if candidate.excluded_by else "",
+        )
+    out.print(table)
+
+
+def decisions_table(decided: Iterable[tuple[str, RouteDecision]]) -> Table:
+    """A row per decision: (title, decision) pairs in."""
+    table = table_of("request", "model", ">confidence", ">expected cost", ">saving", "reason")
+    for title, decision in decided:
+        table.add_row(
+            Text(title),
+            Text(decision.model, style="yellow" if decision.escalated or decision.degraded else "green"),
+            f"{decision.confidence:.2f}",
+            usd(decision.expected_cost_usd),
+            _saving(decision),
+            Text(decision.reason.text),
+        )
+    return table
+
+
+def usd(amount: float) -> str:
+    """An amount to three significant digits, never in exponent form."""
+    if amount == 0.0 or not math.isfinite(amount):
+        return f"${amount:.2f}"
+    return f"${amount:.{max(2, 2 - math.floor(math.log10(abs(amount))))}f}"
+
+
+def _saving(decision: RouteDecision) -> str:
+    if decision.baseline_cost_usd <= 0.0:
+        return usd(decision.saving_usd)
+    return f"{decision.saving_usd / decision.baseline_cost_usd:.0%}"
+
+
+def _evidence(decision: RouteDecision) -> str:
+    evidence = decision.evidence
+    return f"{evidence.kind}, {evidence.n_outcomes} outcomes, novelty {evidence.novelty:.2f}"
+
+
+def pool_table(models: Sequence[ModelSpec]) -> Table:
+    """A row per model, with its prices, limits and abilities."""
+    table = table_of(
+        "model", ">USD/M in", ">USD/M out", ">cached", ">USD/request", ">window", ">reliable", ">output", "abilities"
+    )
+    for spec in models:
+        sizes = (spec.max_input_tokens, spec.reliable_input_tokens, spec.max_output_tokens)
+        table.add_row(
+            Text(spec.name),
+            *(f"{price:g}" for price in (spec.input_usd_per_mtok, spec.output_usd_per_mtok)),
+            *(
+                "" if price is None else f"{price:g}"
+                for price in (spec.cached_input_usd_per_mtok, spec.cost_per_request_usd)
+            ),
+            *("" if size is None else f"{size:,}" for size in sizes),
+            ", ".join([*sorted(spec.abilities), *(["local"] if spec.local else [])]),
+        )
+    return table
+
+
+def table_of(*columns: str) -> Table:
+    """A table; a column whose name starts with '>' is a number."""
+    table = Table()
+    for column in columns:
+        number = column.startswith(">")
+        # fold, because the ellipsis that marks a cut is no ASCII and cannot be printed everywhere
+        table.add_column(
+            column.removeprefix(">"), justify="right" if number else "left", no_wrap=number, overflow="fold"
+        )
+    return table
+
+
+def console() -> Console:
+    """Where tables are printed; wide enough to read also where there is no terminal."""
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=WIDTH)

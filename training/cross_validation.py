@@ -1,0 +1,91 @@
+"""Predictions for rows that were not fitted on, two ways.
+
+``cross_validate`` fits the estimators alone, fold by fold, on requests represented once: what the method is worth on a
+table. ``judge_held_out`` trains whole routers and lets them decide, guards, prices and all: what the manifest of a
+router says of it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from router_ml.embedding import Encoder
+from router_ml.errors import TableError
+from router_ml.pool import ModelPool
+from router_ml.request import RouteRequest, read_trace
+from training.evaluation import N_FOLDS, Judged, judge_router
+from training.fitting import fit, represent, train_router
+from training.metrics import successes
+from training.outcome_table import OutcomeTable, group_folds
+from training.prediction import Requests
+
+CROSS_VALIDATED = 5_000  # requests up to which every fold is held out once; above, one fold is
+FEWEST_GROUPS = 10  # a fold held out, and inner folds of what is left
+JUDGED_SAMPLE = 50_000  # requests looked at for metrics; of a larger table, a sample
+
+
+def cross_validate(table: OutcomeTable, encoder: Encoder, *, n_folds: int = N_FOLDS, seed: int = 0) -> Judged:
+    """Out-of-fold predictions of the estimators for every request of a table.
+
+    Features and embeddings do not depend on outcomes and are computed once.
+
+    :raises TableError: if there are fewer groups than folds.
+    """
+    fold = group_folds(table.group, n_folds, seed)
+    score, cost = table.dense("score"), table.dense("cost_usd")
+    representation = represent(table.prompts, encoder)
+    p, c = np.zeros(score.shape), np.zeros(score.shape)
+    for held_out in range(n_folds):
+        rest, rows = np.flatnonzero(fold != held_out), np.flatnonzero(fold == held_out)
+        fitted = fit(
+            representation.select(rest), score[rest], cost[rest],
+            [table.task[i] for i in rest], [table.group[i] for i in rest], seed,
+        )  # fmt: skip
+        p[rows], c[rows] = fitted.predict(representation.select(rows), [table.task[i] for i in rows])
+    texts = [read_trace(RouteRequest(prompt)).user_text for prompt in table.prompts]
+    return Judged(
+        models=table.models,
+        success=successes(score),
+        score=score,
+        cost=cost,
+        p=p,
+        c=c,
+        requests=Requests(texts, table.task, representation.embedding.astype(np.float64)),
+        group=table.group_codes,
+        fold=fold,
+    )
+
+
+def judge_held_out(table: OutcomeTable, *, pool: ModelPool, encoder: Encoder, seed: int = 0) -> tuple[Judged, str]:
+    """Train routers on part of a table and let each decide the requests it has not seen.
+
+    Up to ``CROSS_VALIDATED`` requests every fold is held out once; above, one fold is, and of more than
+    ``JUDGED_SAMPLE`` requests a sample stands for the table. Groups stay together.
+
+    :return: the predictions, and a sentence that says how they were made.
+    :raises TableError: if there are fewer than ``FEWEST_GROUPS`` groups.
+    """
+    n_groups = len(set(table.group))
+    if n_groups < FEWEST_GROUPS:
+        problem = (
+            f"{n_groups} independent requests (groups); expected at least {FEWEST_GROUPS}, of which some are held out"
+        )
+        raise TableError("train", [problem])
+    if table.n_requests > JUDGED_SAMPLE:
+        shares = min(n_groups, -(-table.n_requests // JUDGED_SAMPLE))
+        table = table.select_requests(group_folds(table.group, shares, seed) == 0)
+    fold = group_folds(table.group, N_FOLDS, seed)
+    folds = range(N_FOLDS) if table.n_requests <= CROSS_VALIDATED else range(1)
+    parts = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for held_out in folds:
+            rest = table.select_requests(fold != held_out)
+            router = train_router(rest, Path(scratch) / str(held_out), pool=pool, encoder=encoder, seed=seed)
+            parts.append(judge_router(router, table.select_requests(fold == held_out)))
+    if len(parts) > 1:
+        how = f"{N_FOLDS}-fold cross-validation over {table.n_requests} requests, groups kept together"
+        return Judged.concat(parts), how
+    return parts[0], f"one fold of {N_FOLDS} held out of {table.n_requests} requests, groups kept together"
