@@ -25,6 +25,7 @@ FEATURE_FLOOR = 0.02  # least scale of a feature; see RequestMap.fit
 RATE_FLOOR = 0.01  # no rate read off text leaves [RATE_FLOOR, 1 - RATE_FLOOR]
 P_FLOOR = 1e-4  # no finite table proves a probability of 0 or 1
 NOVELTY_QUANTILES = 101
+SAME = 1e-9  # a landmark met again has a kernel value of 1 only up to rounding
 
 
 def sigmoid(z: Array) -> Array:
@@ -154,7 +155,7 @@ class SuccessClassifier:
         log_cost = np.clip(self.cost_offset + out[:, m:], self.cost_low, self.cost_high)
         p = np.clip(sigmoid(log_odds), P_FLOOR, 1.0 - P_FLOOR)
         # rank among training requests: a quantile table keeps it independent of their number
-        rank = np.searchsorted(self.nearness, kernel.max(axis=1), side="left")
+        rank = np.searchsorted(self.nearness, kernel.max(axis=1) + SAME, side="left")
         return p, np.exp(log_cost) * self.cost_smearing, 1.0 - rank / NOVELTY_QUANTILES
 
     def predict_one(
@@ -191,7 +192,7 @@ class SuccessClassifier:
             math.exp(min(max(z, low), high)) * smearing
             for z, (low, high, smearing) in zip(values[m:], self._cost_range, strict=True)  # type: ignore[attr-defined]
         ]
-        rank = bisect_left(self._nearness, float(kernel.max()))  # type: ignore[attr-defined]
+        rank = bisect_left(self._nearness, float(kernel.max()) + SAME)  # type: ignore[attr-defined]
         return p, cost, 1.0 - rank / NOVELTY_QUANTILES
 
     def _task_log_odds(self, kernel: Array) -> Array:
@@ -235,20 +236,20 @@ class SuccessClassifier:
             raise ArtifactError(f"the classifier lacks the arrays {missing}")
         values = {f.name: arrays[f.name] for f in fields(cls)}
         values["tasks"] = tuple(str(t) for t in values["tasks"])
-        made = cls(**values)
-        made._check()
-        return made
+        cls._check(values)
+        return cls(**values)
 
-    def _check(self) -> None:
-        m, n_landmarks, t = len(self.base_rate), len(self.landmarks), len(self.tasks)
-        width = len(self.feature_mean) + len(self.projection_offset)
+    @staticmethod
+    def _check(values: dict[str, Any]) -> None:
+        m, n_landmarks, t = len(values["base_rate"]), len(values["landmarks"]), len(values["tasks"])
+        width = len(values["feature_mean"]) + len(values["projection_offset"])
         expected = {
             "landmarks": (n_landmarks, width), "success_weights": (n_landmarks, m), "success_offset": (t + 1, m),
             "cost_weights": (n_landmarks, m), "n_outcomes": (m,), "nearness": (NOVELTY_QUANTILES,),
         }  # fmt: skip
         for name, shape in expected.items():
-            if getattr(self, name).shape != shape:
-                raise ArtifactError(f"classifier array {name} has shape {getattr(self, name).shape}; expected {shape}")
-        for f in fields(self):
-            if f.name != "tasks" and not np.isfinite(getattr(self, f.name)).all():
-                raise ArtifactError(f"classifier array {f.name} holds NaN or infinity")
+            if values[name].shape != shape:
+                raise ArtifactError(f"classifier array {name} has shape {values[name].shape}; expected {shape}")
+        for name, array in values.items():
+            if name != "tasks" and not np.isfinite(array).all():
+                raise ArtifactError(f"classifier array {name} holds NaN or infinity")

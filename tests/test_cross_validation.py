@@ -61,7 +61,7 @@ def test_of_a_large_table_one_fold_of_a_sample_is_held_out(
     monkeypatch.setattr(cross_validation, "JUDGED_SAMPLE", 120)
     judged, how = judge_held_out(table, pool=pool_from_table(table), encoder=default_encoder())
     assert 10 <= len(judged.p) <= 30 and judged.fold is None
-    assert how.startswith("one fold of 5 held out")
+    assert how.startswith("one fold of 5 held out") and how.endswith("a sample of 200")
 
 
 def test_a_table_too_small_to_hold_anything_out_is_refused(table: OutcomeTable) -> None:

@@ -131,7 +131,7 @@ def test_a_model_with_other_vectors_is_refused() -> None:
 def test_equals_sentence_transformers_static_embedding(encoder: StaticEncoder, tmp_path: Path) -> None:
     """Outside reference: the mean that StaticEmbedding computes from the same table."""
     pytest.importorskip("sentence_transformers", reason="needs the embed extra")
-    from sentence_transformers.models import StaticEmbedding
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
     from tokenizers import Tokenizer
 
     encoder.save(tmp_path)

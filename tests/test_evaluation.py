@@ -15,8 +15,9 @@ from router_ml.errors import TableError
 from router_ml.router import Router
 from training.comparison import REFUSED, DefaultRule
 from training.evaluate import main
-from training.evaluation import Judged, evaluate, evaluate_router, judge_router
+from training.evaluation import evaluate, evaluate_router
 from training.fitting import with_pool
+from training.judging import Judged, judge_router
 from training.outcome_table import OutcomeTable, write_table
 from training.prediction import Requests
 from training.simulate import DEFAULT_MODELS, SimulatedModel, World

@@ -185,7 +185,9 @@ def test_a_placed_pool_counts_no_outcomes_and_serves_as_it_predicts(model: Trans
     phi = model.request_map.transform(source.inputs)
     length = place_length(fit_answer_length([phi], [np.full(50, 100.0)], [np.ones(50)]), placements)
     served = SuccessClassifier.from_estimators(model.request_map, success, length, source.inputs)
-    p, tokens, _ = served.predict(source.inputs[:, :N_FEATURES].astype(float), source.inputs[:, N_FEATURES:], [None] * 50)
+    p, tokens, _ = served.predict(
+        source.inputs[:, :N_FEATURES].astype(float), source.inputs[:, N_FEATURES:], [None] * 50
+    )
     assert served.n_outcomes.tolist() == [0, 0]
     np.testing.assert_allclose(p, success.predict_proba(phi), atol=1e-9)
     np.testing.assert_allclose(tokens, length.predict(phi), rtol=1e-9)

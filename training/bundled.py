@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
+import yaml  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from router_ml.classifier import logit, sigmoid
+from router_ml.classifier import sigmoid
 from router_ml.embedding import Encoder
 from router_ml.features import FEATURE_NAMES
 from router_ml.pool import ModelPool
@@ -49,6 +49,7 @@ FIELD_OF_TASK = {
     "commonsense_qa": "general", "mmlupro": "knowledge", "routerbench": "knowledge", "llmrouter_uiuc": "knowledge",
 }  # fmt: skip
 SMALL_MODEL, LARGE_MODEL = "llama-3.1-8b-instruct", "gpt-4o-2024-05-13"  # whom the written estimates are about
+TASK_WEIGHT = 10.0  # of one task or written kind in answer length, as if it had so many requests
 SHINGLE_WORDS = 10
 SHARED_TEXT = 0.3  # of its distinctive shingles: a request that shares more with another source is the same request
 COMMON_SHINGLE = 3  # requests; shingles of more are a template, not a request
@@ -253,9 +254,8 @@ def _answer_length(trained: Sequence[PublicTable], model: TransferModel) -> Answ
     with_tokens = [t for t in trained if not np.isnan(t.output_tokens).all()]
     weights = []
     for t in with_tokens:
-        names, codes, counts = np.unique(t.source.tasks, return_inverse=True, return_counts=True)
-        # the representation was scaled for weights of this size
-        weights.append(10.0 / counts[codes])
+        _, codes, counts = np.unique(t.source.tasks, return_inverse=True, return_counts=True)
+        weights.append(TASK_WEIGHT / counts[codes])
     return fit_answer_length(
         [model.request_map.transform(t.source.inputs) for t in with_tokens],
         [t.output_tokens for t in with_tokens],

@@ -16,15 +16,16 @@ from router_ml.embedding import Encoder
 from router_ml.errors import TableError
 from router_ml.pool import ModelPool
 from router_ml.request import RouteRequest, read_trace
-from training.evaluation import N_FOLDS, Judged, judge_router
+from training.evaluation import N_FOLDS
 from training.fitting import fit, represent, train_router
+from training.judging import Judged, judge_router
 from training.metrics import successes
 from training.outcome_table import OutcomeTable, group_folds
 from training.prediction import Requests
 
 CROSS_VALIDATED = 5_000  # requests up to which every fold is held out once; above, one fold is
 FEWEST_GROUPS = 10  # a fold held out, and inner folds of what is left
-JUDGED_SAMPLE = 50_000  # requests looked at for metrics; of a larger table, a sample
+JUDGED_SAMPLE = 20_000  # requests looked at for metrics; of a larger table, a sample
 
 
 def cross_validate(table: OutcomeTable, encoder: Encoder, *, n_folds: int = N_FOLDS, seed: int = 0) -> Judged:
@@ -74,7 +75,8 @@ def judge_held_out(table: OutcomeTable, *, pool: ModelPool, encoder: Encoder, se
             f"{n_groups} independent requests (groups); expected at least {FEWEST_GROUPS}, of which some are held out"
         )
         raise TableError("train", [problem])
-    if table.n_requests > JUDGED_SAMPLE:
+    n_requests = table.n_requests
+    if n_requests > JUDGED_SAMPLE:
         shares = min(n_groups, -(-table.n_requests // JUDGED_SAMPLE))
         table = table.select_requests(group_folds(table.group, shares, seed) == 0)
     fold = group_folds(table.group, N_FOLDS, seed)
@@ -85,7 +87,9 @@ def judge_held_out(table: OutcomeTable, *, pool: ModelPool, encoder: Encoder, se
             rest = table.select_requests(fold != held_out)
             router = train_router(rest, Path(scratch) / str(held_out), pool=pool, encoder=encoder, seed=seed)
             parts.append(judge_router(router, table.select_requests(fold == held_out)))
+    of = f"{table.n_requests} requests, groups kept together"
+    if n_requests > table.n_requests:
+        of += f", a sample of {n_requests}"
     if len(parts) > 1:
-        how = f"{N_FOLDS}-fold cross-validation over {table.n_requests} requests, groups kept together"
-        return Judged.concat(parts), how
-    return parts[0], f"one fold of {N_FOLDS} held out of {table.n_requests} requests, groups kept together"
+        return Judged.concat(parts), f"{N_FOLDS}-fold cross-validation over {of}"
+    return parts[0], f"one fold of {N_FOLDS} held out of {of}"

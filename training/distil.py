@@ -31,7 +31,7 @@ def distil(model_path: Path, dimension: int = DIMENSION) -> StaticEncoder:
     :raises ValueError: if the weights are not those of all-MiniLM-L6-v2.
     """
     from model2vec.distill import distill as distill_static
-    from sentence_transformers.models import StaticEmbedding
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
     digest = hashlib.sha256((model_path / "model.safetensors").read_bytes()).hexdigest()
     if digest != MODEL_DIGEST:

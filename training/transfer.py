@@ -84,7 +84,8 @@ class TransferModel:
         phi = self.request_map.transform(inputs) - self.center
         level = self.level[0] + phi @ self.level[1:]
         slope = self.slope[0] + phi @ self.slope[1:]
-        return level[:, None] + slope[:, None] * (ability - REFERENCE)
+        log_odds: Array = level[:, None] + slope[:, None] * (ability - REFERENCE)
+        return log_odds
 
 
 def fit_transfer(
@@ -150,7 +151,8 @@ def _fit_cells(
 
 def _cell_shares(success: Array) -> Array:
     known = ~np.isnan(success)
-    return known / np.maximum(known.sum(axis=1, keepdims=True), 1)
+    shares: Array = known / np.maximum(known.sum(axis=1, keepdims=True), 1)
+    return shares
 
 
 def _bounded_slope(slope: Array, phi: Sequence[Array]) -> Array:
@@ -173,4 +175,5 @@ def _fit_fields(sources: Sequence[Source], weights: Sequence[Array], phi: Sequen
 def weighted_ridge(P: Array, Y: Array, weights: Array, penalty: float) -> Array:
     """:return: (d, k) coefficients, for (n, d) inputs and (n, k) targets that are already centred."""
     weighted = P * weights[:, None]
-    return np.linalg.solve(weighted.T @ P + penalty * np.eye(P.shape[1]), weighted.T @ Y)
+    solved: Array = np.linalg.solve(weighted.T @ P + penalty * np.eye(P.shape[1]), weighted.T @ Y)
+    return solved
