@@ -119,7 +119,8 @@ def _relatives(facts: Mapping[str, Any], names: list[str]) -> Array:
     for i, name in enumerate(names):
         related = [position[other] for other in facts["models"][name].get("relatives", ())]
         out[i, related or slice(None)] = 1.0
-    return out / out.sum(axis=1, keepdims=True)
+    means: Array = out / out.sum(axis=1, keepdims=True)
+    return means
 
 
 def _curves(results: Array, ability: Array) -> tuple[Array, Array, Array]:

@@ -175,5 +175,7 @@ def _fit_fields(sources: Sequence[Source], weights: Sequence[Array], phi: Sequen
 def weighted_ridge(P: Array, Y: Array, weights: Array, penalty: float) -> Array:
     """:return: (d, k) coefficients, for (n, d) inputs and (n, k) targets that are already centred."""
     weighted = P * weights[:, None]
-    solved: Array = np.linalg.solve(weighted.T @ P + penalty * np.eye(P.shape[1]), weighted.T @ Y)
-    return solved
+    solution: Array = np.asarray(
+        np.linalg.solve(weighted.T @ P + penalty * np.eye(P.shape[1]), weighted.T @ Y), dtype=np.float64
+    )
+    return solution
