@@ -23,8 +23,8 @@ Array = NDArray[np.float64]
 
 FIELDS = ("general", "code", "math", "tools", "knowledge")
 REFERENCE = 1.5  # ability in the middle of the tables' models
-# Chosen by the mean over left-out sources (docs/LOG.md). Each source weighs as much as this many requests.
-SOURCE_WEIGHT = 1000.0
+# Settings chosen by the mean over left-out sources, which makes that mean optimistic (docs/LOG.md).
+SOURCE_WEIGHT = 1000.0  # requests: what each source counts for against the penalty
 PENALTY = 0.5
 EMBEDDING_WEIGHT = 3.0
 GAMMA = 1.0  # narrower than for one source: an unlike request should get the base rate
