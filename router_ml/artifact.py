@@ -21,7 +21,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +42,7 @@ ENCODER = "encoder"
 ESTIMATOR = "estimator.skops"
 REQUIRED = frozenset({"protocol", "router_version", "models", "feature_names", "encoder", "cost_unit", "digests"})
 COST_UNITS = frozenset({"usd", "output_tokens"})
+EVIDENCE = frozenset({"measured", "prior"})
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,13 @@ def save(
     :param cost_unit: what the classifier's cost means: "usd" per request, or "output_tokens" to be priced by the pool.
     :param estimator: the fitted estimators in skops format.
     :param extra: what else the manifest should hold: evidence, training data, metrics with n.
-    :raises ArtifactError: if the parts do not belong together or the target is a file.
+    :raises ArtifactError: if the parts do not belong together, or the target is a file or a folder of something else.
     """
     target = Path(path)
     if target.exists() and not target.is_dir():
         raise ArtifactError(f"{target} is a file; a router is saved as a folder")
+    if target.exists() and any(target.iterdir()) and not (target / MANIFEST).is_file():
+        raise ArtifactError(f"{target} holds files that are not a router's and would be lost; name a new folder")
     if classifier.n_models != len(pool.models):
         raise ArtifactError(f"the classifier predicts {classifier.n_models} models, the pool has {len(pool.models)}")
     if cost_unit not in COST_UNITS:
@@ -91,10 +93,21 @@ def save(
             **(extra or {}), "digests": {name: _digest(folder / name) for name in _files(folder)},
         }  # fmt: skip
         _write(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(folder, target)
+        _put_in_place(folder, target, Path(scratch) / "replaced")
     return target
+
+
+def _put_in_place(folder: Path, target: Path, aside: Path) -> None:
+    """Rename ``folder`` to ``target``; what was there goes aside first, and comes back if the renaming fails."""
+    if not target.exists():
+        os.replace(folder, target)
+        return
+    os.replace(target, aside)
+    try:
+        os.replace(folder, target)
+    except BaseException:
+        os.replace(aside, target)
+        raise
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -109,9 +122,9 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
         raise ArtifactError(f"{folder}: no router there ({MANIFEST} is missing)") from exc
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         raise ArtifactError(f"{folder / MANIFEST} cannot be read: {exc}") from exc
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("protocol"), int):
+    if not isinstance(manifest, dict) or type(manifest.get("protocol")) is not int or manifest["protocol"] < 1:
         raise ArtifactError(f"{folder / MANIFEST} is not a router's manifest: it has no protocol number")
     if manifest["protocol"] > PROTOCOL:
         raise ArtifactProtocolError(
@@ -121,14 +134,39 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     missing = sorted(REQUIRED - set(manifest))
     if missing:
         raise ArtifactError(f"{folder / MANIFEST} lacks {missing}")
+    wrong = [name for name, fits in _shape(manifest).items() if not fits]
+    if wrong:
+        raise ArtifactError(f"{folder / MANIFEST} has entries that protocol {PROTOCOL} does not allow: {wrong}")
     return manifest
+
+
+def _shape(manifest: dict[str, Any]) -> dict[str, bool]:
+    """For each entry that is read, whether its form is that of the protocol."""
+    encoder, digests, evidence = manifest["encoder"], manifest["digests"], manifest.get("evidence", {})
+    return {
+        "router_version": isinstance(manifest["router_version"], str),
+        "models": _is_names(manifest["models"]),
+        "feature_names": _is_names(manifest["feature_names"]),
+        "encoder": isinstance(encoder, dict)
+        and all(isinstance(encoder.get(key), str) for key in ("kind", "fingerprint"))
+        and (encoder["kind"] != "sentence-transformers" or isinstance(encoder.get("name"), str)),
+        "cost_unit": isinstance(manifest["cost_unit"], str) and manifest["cost_unit"] in COST_UNITS,
+        "digests": isinstance(digests, dict) and _is_names(list(digests.values())),
+        "evidence": isinstance(evidence, dict) and evidence.get("kind", "measured") in tuple(EVIDENCE),
+    }
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def load(path: str | Path, *, encoder: Encoder | None = None) -> Artifact:
     """Read a router after checking the digest of every file.
 
     :param encoder: use this encoder; it must be the one the router was trained with.
+    :raises ArtifactError: if there is no router, or its parts contradict each other.
     :raises ArtifactDigestError: if a file is missing, changed or cut short.
+    :raises ArtifactProtocolError: if a newer version wrote it.
     :raises EncoderMismatchError: if the encoder or the feature set is another one.
     """
     folder = Path(path)
@@ -139,15 +177,37 @@ def load(path: str | Path, *, encoder: Encoder | None = None) -> Artifact:
             f"{folder} was trained on {len(manifest['feature_names'])} hand-built features, this version computes "
             f"{len(FEATURE_NAMES)} others; train again, or install the version that wrote it"
         )
-    try:
-        pool = ModelPool.from_dict(json.loads((folder / POOL).read_text(encoding="utf-8")), where=str(folder / POOL))
-        with np.load(folder / CLASSIFIER, allow_pickle=False) as arrays:
-            classifier = SuccessClassifier.from_arrays({name: arrays[name] for name in arrays.files})
-    except (OSError, ValueError) as exc:
-        raise ArtifactError(f"{folder} cannot be read: {exc}") from exc
+    pool, classifier = _load_pool(folder / POOL), _load_classifier(folder / CLASSIFIER)
     if list(pool.names) != manifest["models"] or classifier.n_models != len(pool.models):
         raise ArtifactError(f"{folder}: manifest, pool and classifier name different models")
-    return Artifact(pool, classifier, _load_encoder(folder, manifest["encoder"], encoder), manifest)
+    found = _load_encoder(folder, manifest["encoder"], encoder)
+    widths = (len(classifier.feature_mean), len(classifier.projection))
+    # the width of a sentence-transformers encoder is not known before its model is loaded, at the first request
+    width = found.dim if isinstance(found, StaticEncoder) else manifest["encoder"].get("dim")
+    if widths != (len(FEATURE_NAMES), width):
+        raise ArtifactError(
+            f"{folder}: the classifier takes {widths[0]} features and vectors of {widths[1]}; this version computes "
+            f"{len(FEATURE_NAMES)} features, and the encoder gives vectors of {width}"
+        )
+    return Artifact(pool, classifier, found, manifest)
+
+
+def _load_pool(file: Path) -> ModelPool:
+    try:
+        return ModelPool.from_dict(json.loads(file.read_text(encoding="utf-8")), where=str(file))
+    except (OSError, ValueError, RecursionError) as exc:
+        raise ArtifactError(f"{file} cannot be read: {exc}") from exc
+
+
+def _load_classifier(file: Path) -> SuccessClassifier:
+    try:
+        # np.load leaves a file that it opened itself open if it is not what it should be
+        with file.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            return SuccessClassifier.from_arrays({name: arrays[name] for name in arrays.files})
+    except ArtifactError as exc:
+        raise ArtifactError(f"{file}: {exc}") from exc
+    except Exception as exc:  # numpy, zipfile and zlib raise a dozen kinds on a file that is not what its name says
+        raise ArtifactError(f"{file} is not a classifier's arrays: {exc}") from exc
 
 
 def _load_encoder(folder: Path, described: dict[str, Any], given: Encoder | None) -> Encoder:
@@ -159,8 +219,14 @@ def _load_encoder(folder: Path, described: dict[str, Any], given: Encoder | None
             )
         return given
     if described["kind"] == "static":
-        # its files have just been checked against the manifest, so the fingerprint need not be computed again
-        return StaticEncoder.load(folder / ENCODER)
+        found = StaticEncoder.load(folder / ENCODER)
+        # equal files are not enough: how this version pools word pieces is part of the fingerprint
+        if found.fingerprint != described["fingerprint"]:
+            raise EncoderMismatchError(
+                f"{folder} was trained with encoder {described['fingerprint'][:12]}, its encoder files give "
+                f"{found.fingerprint[:12]} in this version; train again, or install the version that wrote it"
+            )
+        return found
     if described["kind"] == "sentence-transformers":
         return SentenceTransformerEncoder(described["name"], expected_fingerprint=described["fingerprint"])
     raise EncoderMismatchError(f"{folder} needs an encoder of kind {described['kind']!r}; pass it as encoder=...")
@@ -173,12 +239,13 @@ def _check_digests(folder: Path, digests: dict[str, str]) -> None:
         file = folder / name
         if ".." in Path(name).parts or Path(name).is_absolute():
             raise ArtifactError(f"{folder / MANIFEST} names a file outside the artifact: {name!r}")
-        if not file.is_file():
-            raise ArtifactDigestError(f"{file} is missing; copy the artifact again")
-        found = _digest(file)
+        try:
+            found = _digest(file)
+        except (OSError, ValueError) as exc:  # ValueError: a name with a null character
+            raise ArtifactDigestError(f"{file} is missing or cannot be read; copy the artifact again ({exc})") from exc
         if found != expected:
             raise ArtifactDigestError(
-                f"{file} is not the file that was saved: digest {found[:12]}..., expected {str(expected)[:12]}...; "
+                f"{file} is not the file that was saved: digest {found[:12]}..., expected {expected[:12]}...; "
                 "it was cut short or edited; copy the artifact again"
             )
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from router_ml.errors import ArtifactError
 
 Array = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]  # float32 or float64
 
 CLIP = 4.0  # standardised features beyond this many deviations say "far", not how far
 FEATURE_FLOOR = 0.02  # least scale of a feature; see RequestMap.fit
@@ -32,10 +33,6 @@ def sigmoid(z: Array) -> Array:
     """Logistic function."""
     # exp overflows past 709; both ends are 0 or 1 to double precision long before
     return 1.0 / (1.0 + np.exp(-np.clip(z, -500.0, 500.0)))
-
-
-def _sigmoid(z: float) -> float:
-    return 1.0 / (1.0 + math.exp(-z)) if z > -500.0 else 0.0
 
 
 def logit(p: Array) -> Array:
@@ -174,25 +171,28 @@ class SuccessClassifier:
         # two ufuncs: np.clip costs several times as much on an array this small
         np.minimum(standard, CLIP, out=standard)
         np.maximum(standard, -CLIP, out=standard)
-        np.add(embedding @ self.projection, self.projection_offset, out=inputs[n_features:])
-        kernel = self._scaled @ inputs  # type: ignore[attr-defined]
+        # ndarray.dot: the operator @ takes longer to find the same BLAS call
+        np.add(embedding.dot(self.projection), self.projection_offset, out=inputs[n_features:])
+        kernel = self._scaled.dot(inputs)  # type: ignore[attr-defined]
         kernel -= self._squares  # type: ignore[attr-defined]
-        kernel -= self._gamma * float(inputs @ inputs)  # type: ignore[attr-defined]
+        kernel -= self._gamma * float(inputs.dot(inputs))  # type: ignore[attr-defined]
         np.minimum(kernel, 0.0, out=kernel)
         np.exp(kernel, out=kernel)
         code = self._codes.get(task, -1) if task is not None else -1  # type: ignore[attr-defined]
-        out = kernel @ self._weights  # type: ignore[attr-defined]
+        out = kernel.dot(self._weights)  # type: ignore[attr-defined]
         out += self._offsets[code]  # type: ignore[attr-defined]
         m = len(self.base_rate)
         if code < 0 and self.tasks:
             out[:m] += self._task_log_odds(kernel[None])[0]
         values = out.tolist()
-        p = [min(max(_sigmoid(z), P_FLOOR), 1.0 - P_FLOOR) for z in values[:m]]
+        exp, ceiling = math.exp, 1.0 - P_FLOOR
+        odds = [1.0 / (1.0 + exp(-z)) if z > -500.0 else 0.0 for z in values[:m]]
+        p = [P_FLOOR if q < P_FLOOR else ceiling if q > ceiling else q for q in odds]
         cost = [
-            math.exp(min(max(z, low), high)) * smearing
+            exp(low if z < low else high if z > high else z) * smearing
             for z, (low, high, smearing) in zip(values[m:], self._cost_range, strict=True)  # type: ignore[attr-defined]
         ]
-        rank = bisect_left(self._nearness, float(kernel.max()) + SAME)  # type: ignore[attr-defined]
+        rank = bisect_left(self._nearness, float(np.maximum.reduce(kernel)) + SAME)  # type: ignore[attr-defined]
         return p, cost, 1.0 - rank / NOVELTY_QUANTILES
 
     def _task_log_odds(self, kernel: Array) -> Array:
@@ -201,11 +201,12 @@ class SuccessClassifier:
         read = kernel @ self.task_weights + self.task_offset
         shift = self.base_rate + read[:, :m]
         base, shifted, rate = logit(self.base_rate), logit(shift), logit(shift + read[:, m:])
-        return self.task_slopes[0] * (shifted - base) + self.task_slopes[1] * (rate - shifted)
+        log_odds: Array = self.task_slopes[0] * (shifted - base) + self.task_slopes[1] * (rate - shifted)
+        return log_odds
 
-    def _inputs(self, features: Array, embedding: NDArray[np.float32]) -> Array:
+    def _inputs(self, features: Floats, embedding: NDArray[np.float32]) -> Array:
         n_features = len(self.feature_mean)
-        out = np.empty((len(features), n_features + len(self.projection_offset)))
+        out: Array = np.empty((len(features), n_features + len(self.projection_offset)))
         standard = out[:, :n_features]
         np.subtract(features, self.feature_mean, out=standard)
         standard /= self.feature_scale
@@ -219,7 +220,8 @@ class SuccessClassifier:
         exponent -= self._squares  # type: ignore[attr-defined]
         exponent -= self._gamma * np.einsum("ij,ij->i", inputs, inputs)[:, None]  # type: ignore[attr-defined]
         np.minimum(exponent, 0.0, out=exponent)
-        return np.exp(exponent, out=exponent)
+        kernel: Array = np.exp(exponent, out=exponent)
+        return kernel
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays by name, without pickled objects."""
@@ -234,22 +236,29 @@ class SuccessClassifier:
         missing = sorted({f.name for f in fields(cls)} - set(arrays))
         if missing:
             raise ArtifactError(f"the classifier lacks the arrays {missing}")
-        values = {f.name: arrays[f.name] for f in fields(cls)}
-        values["tasks"] = tuple(str(t) for t in values["tasks"])
+        values: dict[str, Any] = {f.name: arrays[f.name] for f in fields(cls)}
+        values["tasks"] = tuple(str(t) for t in np.atleast_1d(values["tasks"]))
         cls._check(values)
         return cls(**values)
 
     @staticmethod
     def _check(values: dict[str, Any]) -> None:
-        m, n_landmarks, t = len(values["base_rate"]), len(values["landmarks"]), len(values["tasks"])
-        width = len(values["feature_mean"]) + len(values["projection_offset"])
+        m, t, n_landmarks = values["base_rate"].size, len(values["tasks"]), max(1, *values["landmarks"].shape[:1], 0)
+        n_features, n_components = values["feature_mean"].size, values["projection_offset"].size
+        per_model = "base_rate base_log_odds cost_offset cost_low cost_high cost_smearing n_outcomes".split()
         expected = {
-            "landmarks": (n_landmarks, width), "success_weights": (n_landmarks, m), "success_offset": (t + 1, m),
-            "cost_weights": (n_landmarks, m), "n_outcomes": (m,), "nearness": (NOVELTY_QUANTILES,),
+            "feature_mean": (n_features,), "feature_scale": (n_features,), "gamma": (),
+            "projection": (*values["projection"].shape[:1], n_components), "projection_offset": (n_components,),
+            "landmarks": (n_landmarks, n_features + n_components), "nearness": (NOVELTY_QUANTILES,),
+            "success_weights": (n_landmarks, m), "success_offset": (t + 1, m), "cost_weights": (n_landmarks, m),
+            "task_weights": (n_landmarks, 2 * m) if t else (0, 0), "task_offset": (2 * m,), "task_slopes": (2, m),
+            **dict.fromkeys(per_model, (m,)),
         }  # fmt: skip
         for name, shape in expected.items():
-            if values[name].shape != shape:
-                raise ArtifactError(f"classifier array {name} has shape {values[name].shape}; expected {shape}")
-        for name, array in values.items():
-            if name != "tasks" and not np.isfinite(array).all():
+            array = values[name]
+            if array.shape != shape or array.dtype.kind not in "fi":
+                raise ArtifactError(
+                    f"classifier array {name} has shape {array.shape} of {array.dtype}; expected {shape} of numbers"
+                )
+            if not np.isfinite(array).all():
                 raise ArtifactError(f"classifier array {name} holds NaN or infinity")

@@ -94,9 +94,12 @@ class StaticEncoder:
     def load(cls, folder: Path) -> StaticEncoder:
         """Read ``tokenizer.json`` and ``embedding.npz`` from a folder."""
         try:
-            with np.load(folder / TABLE_FILE, allow_pickle=False) as arrays:
+            # np.load leaves a file that it opened itself open if it is not what it should be
+            with (folder / TABLE_FILE).open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
                 return cls((folder / TOKENIZER_FILE).read_bytes(), arrays["codes"], arrays["scales"])
-        except (OSError, KeyError, ValueError) as exc:
+        except ArtifactError:
+            raise
+        except Exception as exc:  # numpy, zipfile and zlib raise a dozen kinds on a file that is not what its name says
             raise ArtifactError(f"{folder}: no static encoder there ({exc})") from exc
 
     def save(self, folder: Path) -> None:
@@ -107,7 +110,7 @@ class StaticEncoder:
 
     @property
     def dim(self) -> int:
-        return 3 * self._codes.shape[1]
+        return 3 * int(self._codes.shape[1])
 
     @cached_property
     def fingerprint(self) -> str:
@@ -131,15 +134,18 @@ class StaticEncoder:
         if not ids:
             return
         index = np.array(ids)
-        weights = self._scales[index]
-        pieces = self._codes[index].astype(np.float32)
+        weights = self._scales.take(index)
+        pieces = self._codes.take(index, axis=0).astype(np.float32)
         width = pieces.shape[1]
         # scale times code, summed: a product of a row and a matrix, so no scaled copy of the pieces is made
-        whole = _unit(weights @ pieces)
+        whole = _unit(weights.dot(pieces))
         n = len(ids)
+        if n <= HEAD_TOKENS:
+            out.reshape(3, width)[:] = whole
+            return
         out[:width] = whole
         out[width : 2 * width] = whole if n <= TAIL_TOKENS else _unit(weights[-TAIL_TOKENS:] @ pieces[-TAIL_TOKENS:])
-        out[2 * width :] = whole if n <= HEAD_TOKENS else _unit(weights[:HEAD_TOKENS] @ pieces[:HEAD_TOKENS])
+        out[2 * width :] = _unit(weights[:HEAD_TOKENS] @ pieces[:HEAD_TOKENS])
 
 
 class SentenceTransformerEncoder:
@@ -190,7 +196,7 @@ class SentenceTransformerEncoder:
 
 
 def _unit(vector: Vectors) -> Vectors:
-    norm = float(vector @ vector) ** 0.5
+    norm = float(vector.dot(vector)) ** 0.5
     return vector / norm if norm > 0.0 else vector
 
 

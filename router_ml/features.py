@@ -139,10 +139,10 @@ _BUILDING_PAIRS: tuple[tuple[tuple[int, int], ...], ...] = (
     ((_SPACE, _UNDERSCORE), (_NEWLINE, _UNDERSCORE)),
     ((_UNDERSCORE, _SPACE), (_UNDERSCORE, _DOT), (_UNDERSCORE, _COMMA), (_UNDERSCORE, _NEWLINE)),
 )
-_BY_CLASS = tuple(tuple((first, second) for second in range(_N_CLASSES)) for first in range(_N_CLASSES))
-_SUMS = (*_BY_CLASS, *_PAIRS.values(), *_BUILDING_PAIRS)
-_SUM_CODES = np.array([first * _N_CLASSES + second for pairs in _SUMS for first, second in pairs])
-_SUM_STARTS = np.cumsum([0, *map(len, _SUMS[:-1])])
+_SUMS = (*_PAIRS.values(), *_BUILDING_PAIRS)
+_SUM_OF = np.zeros(_N_CLASSES * _N_CLASSES, dtype=np.uint8)  # the one sum that a pair adds to, from 1; 0: none
+for _number, _pairs in enumerate(_SUMS, 1):
+    _SUM_OF[[_first * _N_CLASSES + _second for _first, _second in _pairs]] = _number
 
 # Word groups; a word stands in one group only. The verbs come first, so that a group number tells a verb.
 _GROUPS: dict[str, str] = {
@@ -375,9 +375,9 @@ def _class_counts(classes: bytes) -> tuple[list[int], list[int]]:
     codes = np.frombuffer(classes, np.uint8)
     pairs = codes[:-1] * _ROW
     pairs += codes[1:]
-    histogram = np.bincount(pairs, minlength=_N_CLASSES * _N_CLASSES)
-    sums: list[int] = np.add.reduceat(histogram[_SUM_CODES], _SUM_STARTS).tolist()
-    return sums[:_N_CLASSES], sums[_N_CLASSES:]
+    count: list[int] = np.bincount(codes[:-1], minlength=_N_CLASSES).tolist()
+    sums: list[int] = np.bincount(_SUM_OF.take(pairs), minlength=len(_SUMS) + 1).tolist()
+    return count, sums[1:]
 
 
 def _words(ask: bytes, count: list[int]) -> tuple[list[bytes], bytes, list[int]]:
@@ -534,6 +534,8 @@ def _question(ask: bytes, words: list[bytes], hits: bytes, marks: int) -> tuple[
 
 def _options(lines: bytes, count: list[int]) -> tuple[float, ...]:
     """Multiple choice: the text before the options, and the last run of letters in order that starts with A."""
+    if b"A)" not in lines and b"A." not in lines and b"A:" not in lines:  # a run starts with A; most texts end here
+        return len(lines), 0.0, 0.0, 0.0, 0.0
     found = list(_LINE_OPTION.finditer(lines)) if count[_NEWLINE] > 1 else []
     if len(found) < 2 and count[_PAREN] > 1:
         found = list(_INLINE_OPTION.finditer(lines))

@@ -39,6 +39,14 @@ class Guards:
 
     def __init__(self, pool: ModelPool) -> None:
         self._limits = tuple(_limits(spec, pool.context.reliability_threshold) for spec in pool.models)
+        self._speeds = tuple(
+            None if limits.first_token_s is None or limits.output_tokens_per_s is None
+            else (limits.first_token_s, limits.output_tokens_per_s)
+            for limits in self._limits
+        )  # fmt: skip
+        self._least_window = min(limits.window for limits in self._limits)
+        self._least_reliable = min(limits.reliable for limits in self._limits)
+        self._most_tokens = max(limits.token_factor for limits in self._limits)
 
     def latency(self, request: RouteRequest, output_tokens: Sequence[float] | None) -> tuple[float | None, ...]:
         """Expected seconds of a call of each model, None where its speed is unknown.
@@ -46,15 +54,16 @@ class Guards:
         :param output_tokens: tokens that each model is expected to write; None: 500 times its ``output_factor``, or
             the request's ``max_output_tokens`` if that is less.
         """
-        out: list[float | None] = []
-        most = request.max_output_tokens or math.inf
-        for i, limits in enumerate(self._limits):
-            if limits.first_token_s is None or limits.output_tokens_per_s is None:
-                out.append(None)
-                continue
-            tokens = output_tokens[i] if output_tokens else min(TYPICAL_OUTPUT_TOKENS * limits.output_factor, most)
-            out.append(limits.first_token_s + tokens / limits.output_tokens_per_s)
-        return tuple(out)
+        if not output_tokens:
+            most = request.max_output_tokens or math.inf
+            output_tokens = [min(TYPICAL_OUTPUT_TOKENS * limits.output_factor, most) for limits in self._limits]
+        # a list first: a generator costs a step of the interpreter for each model
+        return tuple(
+            [
+                None if speed is None else speed[0] + tokens / speed[1]
+                for speed, tokens in zip(self._speeds, output_tokens, strict=True)
+            ]
+        )
 
     def exclude(
         self,
@@ -75,6 +84,8 @@ class Guards:
         :return: for each model the sentence that excludes it or None; and a note on doubtful length, mostly empty.
         """
         excluded = list(barred)
+        if not unavailable and max_latency_s is None and self._all_can(request, trace, output_tokens):
+            return excluded, ""
         unreliable: list[int] = []
         any_left = False
         for i, limits in enumerate(self._limits):
@@ -94,6 +105,14 @@ class Guards:
                     any_left = True
             excluded[i] = why
         return excluded, self._doubt(unreliable, any_left, trace, excluded) if unreliable else ""
+
+    def _all_can(self, request: RouteRequest, trace: Trace, output_tokens: Sequence[float] | None) -> bool:
+        """Whether the request asks for nothing special and is short enough for every model, as most are."""
+        if request.deny or request.allow or request.local_only or request.max_output_tokens or trace.needs:
+            return False
+        tokens = trace.input_tokens * self._most_tokens
+        longest = max(output_tokens) if output_tokens else 0
+        return tokens + longest <= self._least_window and tokens <= self._least_reliable
 
     def _doubt(self, unreliable: list[int], any_left: bool, trace: Trace, excluded: list[str | None]) -> str:
         """Exclude models that fit the request but are not reliable at its length.

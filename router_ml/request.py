@@ -271,7 +271,9 @@ def _walk(messages: Sequence[Mapping[str, Any]], request: RouteRequest) -> Trace
                 user_texts.append(text)
         elif role == "assistant":
             assistants += 1
-            tool_calls = message.get("tool_calls") or ()
+            tool_calls = message.get("tool_calls")
+            if tool_calls is None:
+                tool_calls = ()
             if not _is_object_list(tool_calls):
                 raise RequestError(f"message {index}: tool_calls must be a list of objects; got {_brief(tool_calls)}")
             calls += len(tool_calls)
@@ -289,8 +291,8 @@ def _walk(messages: Sequence[Mapping[str, Any]], request: RouteRequest) -> Trace
         + count["video"] * VIDEO_TOKENS + count["audio"] * AUDIO_TOKENS
     )  # fmt: skip
     return Trace(
-        "\n\n".join(user_texts), user_texts[-1] if user_texts else "", tokens, users, assistants, calls, results, failed,
-        len(request.tools), count["image"], count["pdf"], count["video"], count["audio"],
+        "\n\n".join(user_texts), user_texts[-1] if user_texts else "", tokens, users, assistants, calls, results,
+        failed, len(request.tools), count["image"], count["pdf"], count["video"], count["audio"],
         _needs(request, tools=bool(request.tools) or calls > 0 or results > 0, kinds=kinds),
     )  # fmt: skip
 
@@ -324,7 +326,7 @@ def _read_content(content: Any, index: int) -> tuple[str, list[str], int, list[s
             calls += 1
         elif kind == "tool_result":
             inner, inner_kinds, _, _ = _read_content(part.get("content"), index) if _shallow(part) else ("", [], 0, [])
-            results.append(("error: " if part.get("is_error") else "") + inner)
+            results.append(("error: " if part.get("is_error") is True else "") + inner)
             kinds += inner_kinds
         elif kind not in ("thinking", "redacted_thinking", "refusal", "reasoning"):
             raise RequestError(
@@ -376,6 +378,8 @@ def _object_tokens(objects: Sequence[Mapping[str, Any]], name: str) -> int:
         return sum(_tokens(str(one)) for one in objects)
     except RecursionError:
         raise RequestError(f"{name}: nested too deeply to be read; flatten the schema") from None
+    except Exception as exc:  # whatever the repr() of a caller's object raises, such as an int of too many digits
+        raise RequestError(f"{name}: cannot be written as text: {exc}") from exc
 
 
 def _check_messages(messages: Any) -> None:
@@ -383,7 +387,7 @@ def _check_messages(messages: Any) -> None:
         if not messages.strip():
             raise RequestError("the request is empty; expected some text")
         return
-    if isinstance(messages, (bytes, bytearray, Mapping)) or not isinstance(messages, Sequence):
+    if isinstance(messages, (bytes, bytearray, memoryview, Mapping)) or not isinstance(messages, Sequence):
         raise RequestError(
             f"a request is a string, a list of messages or a RouteRequest; got {type(messages).__name__}"
         )
@@ -397,6 +401,9 @@ def _check_messages(messages: Any) -> None:
             raise RequestError(f"message {index}: unknown role {_brief(role)}; known: {sorted(ROLES)}")
 
 
+_NO_NAMES: tuple[str, ...] = ()  # the interpreter has one empty tuple, so the defaults are known without a check
+
+
 def _check_limits(request: RouteRequest) -> None:
     if request.budget_usd is not None:
         _positive("budget_usd", request.budget_usd, zero=True)
@@ -408,12 +415,24 @@ def _check_limits(request: RouteRequest) -> None:
         _positive("max_output_tokens", request.max_output_tokens)
     _positive("cached_tokens", request.cached_tokens, zero=True)
     quality = request.min_quality
-    if quality is not None and quality != "escalation":
+    # an array compares element by element, so only a string is compared
+    if quality is not None and not (isinstance(quality, str) and quality == "escalation"):
         _positive("min_quality", quality)
         if quality > 1.0:
             raise RequestError(f"min_quality is {_brief(quality)}; it must lie in (0, 1] or be 'escalation'")
+    for name in ("task", "pin", "session_id", "current_model", "segment"):
+        value = getattr(request, name)
+        if value is not None and not isinstance(value, str):
+            raise RequestError(f"{name} is {_brief(value)}; expected a string")
+    # "false" and 0 are no answers: one would count as true, the other hides a mistake
+    if not isinstance(request.local_only, bool):
+        raise RequestError(f"local_only is {_brief(request.local_only)}; expected True or False")
+    if request.supervised is not None and not isinstance(request.supervised, bool):
+        raise RequestError(f"supervised is {_brief(request.supervised)}; expected True, False or None")
     for name in ("allow", "deny", "require"):
         names = getattr(request, name)
+        if names is _NO_NAMES:
+            continue
         if not isinstance(names, (list, tuple, set, frozenset)) or not all(isinstance(one, str) for one in names):
             raise RequestError(f"{name} is {_brief(names)}; expected a list of names")
     if request.require:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from router_ml.request import Candidate, Evidence, RouteDecision, RouteRequest, 
 
 Array = NDArray[np.float64]
 RequestLike = RouteRequest | str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
+
+# Candidate._make without its Python frame, which a decision would pay once a model
+_candidate: Callable[[tuple[Any, ...]], Candidate] = partial(tuple.__new__, Candidate)
 
 BATCH = 512  # requests worked on at once: bounds memory, loses no speed
 
@@ -130,15 +133,16 @@ class Router:
         index = choice.model
         model = self.models[index]
         costs = choice.expected_cost_usd
+        rows = zip(self.models, p, costs, choice.latency_s, choice.excluded, strict=True)
         return RouteDecision(
-            decision_id=uuid4().hex,
+            decision_id=os.urandom(16).hex(),
             model=model,
             confidence=p[index],
             plan_confidence=p[index],
             escalated=choice.escalated,
             degraded=choice.degraded,
             reason=choice.reason,
-            candidates=tuple(map(Candidate, self.models, p, costs, choice.latency_s, choice.excluded)),
+            candidates=tuple(map(_candidate, rows)),
             plan=(model,),
             params=self._params[index],
             expected_cost_usd=costs[index],

@@ -36,7 +36,7 @@ def test_newton_equals_scikit_learns_logistic_regression() -> None:
 
 
 def test_learns_the_truth_and_is_calibrated_on_new_rows() -> None:
-    phi, p, y = world(3_000)
+    phi, _, y = world(3_000)
     phi_new, p_new, y_new = world(3_000, seed=1)
     predicted = SuccessEstimator().fit(phi, y).predict_proba(phi_new)
     assert np.abs(predicted - p_new).mean() < 0.03
@@ -44,7 +44,7 @@ def test_learns_the_truth_and_is_calibrated_on_new_rows() -> None:
 
 
 def test_sparse_outcomes_teach_the_same_as_a_full_grid_does_more_slowly() -> None:
-    phi, p, y = world(6_000)
+    phi, _, y = world(6_000)
     rng = np.random.default_rng(3)
     sparse = np.full_like(y, np.nan)
     chosen = rng.integers(0, 5, len(y))

@@ -35,7 +35,9 @@ def distil(model_path: Path, dimension: int = DIMENSION) -> StaticEncoder:
 
     digest = hashlib.sha256((model_path / "model.safetensors").read_bytes()).hexdigest()
     if digest != MODEL_DIGEST:
-        raise ValueError(f"{model_path} holds weights {digest[:12]}...; expected all-MiniLM-L6-v2, {MODEL_DIGEST[:12]}...")
+        raise ValueError(
+            f"{model_path} holds weights {digest[:12]}...; expected all-MiniLM-L6-v2, {MODEL_DIGEST[:12]}..."
+        )
     static = distill_static(str(model_path), pca_dims=dimension)
     embedding = StaticEmbedding(static.tokenizer, embedding_weights=static.embedding.astype(np.float32))
     weights = embedding.embedding.weight.detach().numpy()

@@ -28,6 +28,7 @@ from router_ml.classifier import CLIP, FEATURE_FLOOR, logit, sigmoid
 from training.outcome_table import group_folds
 
 Array = NDArray[np.float64]
+Floats = NDArray[np.floating[Any]]  # representations may be float32
 
 RIDGE_PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 N_FOLDS = 5
@@ -52,7 +53,7 @@ class RequestMap(TransformerMixin, BaseEstimator):
     """
 
     def __init__(
-        self, n_components: int = 32, n_landmarks: int = 256, gamma: float = 0.5, embedding_weight: float = 2.0,
+        self, n_components: int = 32, n_landmarks: int = 300, gamma: float = 0.5, embedding_weight: float = 2.0,
         random_state: int = 0,
     ) -> None:  # fmt: skip
         self.n_components = n_components
@@ -61,7 +62,7 @@ class RequestMap(TransformerMixin, BaseEstimator):
         self.embedding_weight = embedding_weight
         self.random_state = random_state
 
-    def fit(self, X: Array, y: None = None, *, n_features: int) -> RequestMap:
+    def fit(self, X: Floats, y: None = None, *, n_features: int) -> RequestMap:
         """Learn scales, components and landmarks.
 
         :param X: (n_requests, n_features + embedding_dim): hand-built features, then the embedding.
@@ -83,12 +84,13 @@ class RequestMap(TransformerMixin, BaseEstimator):
         ).fit(inputs)
         return self
 
-    def transform(self, X: Array) -> Array:
+    def transform(self, X: Floats) -> Array:
         """:return: (n_requests, n_landmarks) float64."""
         check_is_fitted(self, "kernel_")
-        return self.kernel_.transform(self._inputs(X))
+        phi: Array = self.kernel_.transform(self._inputs(X))
+        return phi
 
-    def _inputs(self, X: Array) -> Array:
+    def _inputs(self, X: Floats) -> Array:
         features, embedding = X[:, : self.n_features_].astype(float), X[:, self.n_features_ :].astype(float)
         standard = np.clip((features - self.mean_) / self.scale_, -CLIP, CLIP)
         return np.hstack([standard, self.pca_.transform(embedding) * self.embedding_scale_])
@@ -109,7 +111,7 @@ class SuccessEstimator(BaseEstimator):
         self.random_state = random_state
 
     def fit(
-        self, X: Array, y: Array, *, task: Sequence[str | None] | None = None, groups: Sequence[str] | None = None
+        self, X: Floats, y: Array, *, task: Sequence[str | None] | None = None, groups: Sequence[str] | None = None
     ) -> SuccessEstimator:
         """Fit.
 
@@ -128,16 +130,16 @@ class SuccessEstimator(BaseEstimator):
         # A task label helps only where it says more than the text does (on MMLU-Pro it does not): the fit without
         # it is compared on the same unseen rows, and wins ties.
         for used in ([], names) if names else ([],):
-            position = {name: i for i, name in enumerate(used)}
-            codes = np.array([position.get(t, -1) for t in labels], dtype=int)
+            position: dict[str | None, int] = {name: i for i, name in enumerate(used)}
+            codes = np.array([position.get(t, -1) for t in labels], dtype=np.int64)
             losses.append((self._fit_slopes(X, y, codes, len(used), folds), tuple(used), codes))
-        loss, self.tasks_, codes = min(losses, key=lambda entry: entry[0])
+        _, self.tasks_, codes = min(losses, key=lambda entry: entry[0])
         if self.tasks_ != losses[-1][1]:
             self._fit_slopes(X, y, codes, len(self.tasks_), folds)
         self._fit_terms(X, y, codes)
         return self
 
-    def _fit_slopes(self, X: Array, y: Array, codes: NDArray[np.int64], n_tasks: int, folds: NDArray[Any]) -> float:
+    def _fit_slopes(self, X: Floats, y: Array, codes: NDArray[np.int64], n_tasks: int, folds: NDArray[Any]) -> float:
         """Penalties and slopes from out-of-fold terms. :return: their log loss on those rows."""
         oof = _out_of_fold(X, self.center_, y, codes, n_tasks, folds)
         self.difficulty_penalty_ = _best_penalty(oof.mean_residual, oof.difficulty)
@@ -155,7 +157,7 @@ class SuccessEstimator(BaseEstimator):
         p = np.clip(sigmoid((design * self.shared_).sum(axis=2)[known]), 1e-6, 1 - 1e-6)
         return float(-(y[known] * np.log(p) + (1 - y[known]) * np.log(1 - p)).mean())
 
-    def _fit_terms(self, X: Array, y: Array, codes: NDArray[np.int64]) -> None:
+    def _fit_terms(self, X: Floats, y: Array, codes: NDArray[np.int64]) -> None:
         rates = TaskRates.fit(y, codes, len(self.tasks_))
         self.base_, self.shift_, self.rate_ = rates.base, rates.shifted, rates.rate
         residual = y - rates.rate[codes]
@@ -185,12 +187,12 @@ class SuccessEstimator(BaseEstimator):
             axis=2,
         )  # fmt: skip
 
-    def predict_proba(self, X: Array, task: Sequence[str | None] | None = None) -> Array:
+    def predict_proba(self, X: Floats, task: Sequence[str | None] | None = None) -> Array:
         """:return: (n_requests, n_models) P(success) of each model; a task that training never saw counts as None."""
         check_is_fitted(self, "coef_")
         n, m = len(X), len(self.coef_)
-        position = {name: i for i, name in enumerate(self.tasks_)}
-        codes = np.array([position.get(t, -1) for t in task] if task is not None else [-1] * n, dtype=int)
+        position: dict[str | None, int] = {name: i for i, name in enumerate(self.tasks_)}
+        codes = np.array([position.get(t, -1) for t in task] if task is not None else [-1] * n, dtype=np.int64)
         P = X - self.center_
         from_text = P @ self.task_from_text_
         known = (codes >= 0)[:, None]
@@ -211,7 +213,7 @@ class CostEstimator(RegressorMixin, BaseEstimator):
         self.n_folds = n_folds
         self.random_state = random_state
 
-    def fit(self, X: Array, y: Array, *, groups: Sequence[str] | None = None) -> CostEstimator:
+    def fit(self, X: Floats, y: Array, *, groups: Sequence[str] | None = None) -> CostEstimator:
         """Fit.
 
         :param X: (n_requests, n_representation). :param y: (n_requests, n_models) >= 0, NaN where unknown.
@@ -244,11 +246,12 @@ class CostEstimator(RegressorMixin, BaseEstimator):
         self.n_outcomes_ = count
         return self
 
-    def predict(self, X: Array) -> Array:
+    def predict(self, X: Floats) -> Array:
         """:return: (n_requests, n_models) expected cost in the unit of ``y``."""
         check_is_fitted(self, "coef_")
         log_cost = np.clip(self.base_ + (X - self.center_) @ self.coef_, self.low_, self.high_)
-        return np.exp(log_cost) * self.smearing_
+        cost: Array = np.exp(log_cost) * self.smearing_
+        return cost
 
 
 class TaskRates(NamedTuple):
@@ -321,7 +324,7 @@ class _OutOfFold(NamedTuple):
 
 
 def _out_of_fold(
-    X: Array, center: Array, y: Array, codes: NDArray[np.int64], n_tasks: int, folds: NDArray[Any]
+    X: Floats, center: Array, y: Array, codes: NDArray[np.int64], n_tasks: int, folds: NDArray[Any]
 ) -> _OutOfFold:
     """Each term for each request, from the other folds."""
     n, m = y.shape
@@ -341,7 +344,7 @@ def _out_of_fold(
 
 
 def _ridge_out_of_fold(
-    X: Array, center: Array, shared: Array, own: Array, folds: NDArray[Any]
+    X: Floats, center: Array, shared: Array, own: Array, folds: NDArray[Any]
 ) -> tuple[Array, Array]:
     """Out-of-fold ridge predictions for every penalty: of the shared target and of the one per model."""
     first = np.zeros((len(RIDGE_PENALTIES), len(X)))
@@ -352,7 +355,7 @@ def _ridge_out_of_fold(
 
 
 def _ridges(
-    X: Array, center: Array, shared: Array, own: Array, train: NDArray[np.int64], test: NDArray[np.int64]
+    X: Floats, center: Array, shared: Array, own: Array, train: NDArray[np.int64], test: NDArray[np.int64]
 ) -> tuple[Array, Array]:
     """Fit both targets on ``train`` (whose rows they are) and predict ``test``, for every penalty."""
     seen = ~np.isnan(shared)
@@ -362,7 +365,7 @@ def _ridges(
     return np.stack([Q @ w[:, 0] for w in weights]), np.stack([Q @ w for w in each])
 
 
-def ridge_path(X: Array, center: Array, Y: Array, penalties: Sequence[float]) -> list[Array]:
+def ridge_path(X: Floats, center: Array, Y: Array, penalties: Sequence[float]) -> list[Array]:
     """Ridge coefficients for several penalties from one eigendecomposition.
 
     :param X: (n, d) inputs, float32 or float64. :param center: (d,) taken off them, without a copy of ``X``.
@@ -383,7 +386,7 @@ def ridge_path(X: Array, center: Array, Y: Array, penalties: Sequence[float]) ->
     return [vectors @ (projected / (np.maximum(values, 0.0) + penalty)[:, None]) for penalty in penalties]
 
 
-def _correction_weights(X: Array, center: Array, residual: Array, penalties: Sequence[float]) -> list[Array]:
+def _correction_weights(X: Floats, center: Array, residual: Array, penalties: Sequence[float]) -> list[Array]:
     """Ridge per model on the rows where it was tried; models tried on every row share one decomposition."""
     known = ~np.isnan(residual)
     out = [np.zeros((X.shape[1], residual.shape[1])) for _ in penalties]
