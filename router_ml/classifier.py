@@ -26,6 +26,7 @@ FEATURE_FLOOR = 0.02  # least scale of a feature; see RequestMap.fit
 RATE_FLOOR = 0.01  # no rate read off text leaves [RATE_FLOOR, 1 - RATE_FLOOR]
 P_FLOOR = 1e-4  # no finite table proves a probability of 0 or 1
 NOVELTY_QUANTILES = 101
+MAX_LOG_COST = 100.0  # no price is beyond; exp overflows past 709
 SAME = 1e-9  # a landmark met again has a kernel value of 1 only up to rounding
 
 
@@ -243,9 +244,11 @@ class SuccessClassifier:
 
     @staticmethod
     def _check(values: dict[str, Any]) -> None:
+        # at least one landmark: a request must lie near or far from something
         m, t, n_landmarks = values["base_rate"].size, len(values["tasks"]), max(1, *values["landmarks"].shape[:1], 0)
         n_features, n_components = values["feature_mean"].size, values["projection_offset"].size
-        per_model = "base_rate base_log_odds cost_offset cost_low cost_high cost_smearing n_outcomes".split()
+        per_cost = ("cost_offset", "cost_low", "cost_high", "cost_smearing")
+        per_model = ("base_rate", "base_log_odds", "n_outcomes", *per_cost)
         expected = {
             "feature_mean": (n_features,), "feature_scale": (n_features,), "gamma": (),
             "projection": (*values["projection"].shape[:1], n_components), "projection_offset": (n_components,),
@@ -262,3 +265,7 @@ class SuccessClassifier:
                 )
             if not np.isfinite(array).all():
                 raise ArtifactError(f"classifier array {name} holds NaN or infinity")
+        if (values["feature_scale"] <= 0.0).any() or (values["cost_smearing"] < 0.0).any():
+            raise ArtifactError("classifier array feature_scale must be positive and cost_smearing not negative")
+        if max(abs(values["cost_low"]).max(), abs(values["cost_high"]).max()) > MAX_LOG_COST:
+            raise ArtifactError(f"classifier arrays cost_low and cost_high leave [-{MAX_LOG_COST}, {MAX_LOG_COST}]")

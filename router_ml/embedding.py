@@ -82,7 +82,9 @@ class StaticEncoder:
         self._tokenizer.no_padding()
         size = self._tokenizer.get_vocab_size()
         if codes.ndim != 2 or len(codes) != size or len(scales) != size:
-            raise ArtifactError(f"the tokenizer knows {size} pieces, the table has shape {codes.shape}: not one encoder")
+            raise ArtifactError(
+                f"the tokenizer knows {size} pieces, the table has shape {codes.shape}: not one encoder"
+            )
         self._json, self._codes, self._scales = tokenizer_json, codes, scales
         unknown = self._tokenizer.token_to_id("[UNK]")
         if unknown is not None and scales[unknown] != 0.0:
@@ -133,7 +135,7 @@ class StaticEncoder:
     def _pool(self, ids: list[int], out: Vectors) -> None:
         if not ids:
             return
-        index = np.array(ids)
+        index = np.array(ids, dtype=np.intp)
         weights = self._scales.take(index)
         pieces = self._codes.take(index, axis=0).astype(np.float32)
         width = pieces.shape[1]

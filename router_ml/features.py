@@ -140,9 +140,8 @@ _BUILDING_PAIRS: tuple[tuple[tuple[int, int], ...], ...] = (
     ((_UNDERSCORE, _SPACE), (_UNDERSCORE, _DOT), (_UNDERSCORE, _COMMA), (_UNDERSCORE, _NEWLINE)),
 )
 _SUMS = (*_PAIRS.values(), *_BUILDING_PAIRS)
-_SUM_OF = np.zeros(_N_CLASSES * _N_CLASSES, dtype=np.uint8)  # the one sum that a pair adds to, from 1; 0: none
-for _number, _pairs in enumerate(_SUMS, 1):
-    _SUM_OF[[_first * _N_CLASSES + _second for _first, _second in _pairs]] = _number
+_SUM_CODES = np.array([first * _N_CLASSES + second for pairs in _SUMS for first, second in pairs])
+_SUM_STARTS = np.cumsum([0, *map(len, _SUMS[:-1])])
 
 # Word groups; a word stands in one group only. The verbs come first, so that a group number tells a verb.
 _GROUPS: dict[str, str] = {
@@ -281,6 +280,27 @@ def extract(request: RouteRequest, trace: Trace) -> npt.NDArray[np.float64]:
     :param trace: what ``read_trace(request)`` found.
     :return: float64 (len(FEATURE_NAMES),), finite, each within the bounds that its prefix states.
     """
+    return _scaled(np.frombuffer(_counted(request, trace)))
+
+
+def extract_many(requests: Iterable[RouteRequest], traces: Sequence[Trace]) -> npt.NDArray[np.float64]:
+    """The features of many requests, row by row equal to ``extract``.
+
+    :param traces: one per request, in the same order.
+    :return: float64 (len(traces), len(FEATURE_NAMES)).
+    """
+    rows = b"".join([_counted(request, trace) for request, trace in zip(requests, traces, strict=True)])
+    return _scaled(np.frombuffer(rows).reshape(len(traces), len(FEATURE_NAMES)))
+
+
+def _scaled(counted: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Rows of counts, shares and flags, each in its bounds, counts as log(1 + count)."""
+    rows = np.minimum(counted, _LIMITS)
+    return np.log1p(rows, out=rows, where=_IS_COUNT)
+
+
+def _counted(request: RouteRequest, trace: Trace) -> bytes:
+    """The features of one request before bounds and logarithm, as packed float64."""
     data = _window(trace.user_text)
     parts = _divide(data)
     ask = parts.ask
@@ -290,36 +310,20 @@ def extract(request: RouteRequest, trace: Trace) -> npt.NDArray[np.float64]:
     words, hits, groups = _words(ask, count)
     *pairs, digit_pairs, capitals, inner_ends, line_ends, operator_pairs, gap_starts, gap_ends = pair_counts
     numbers = count[_DIGIT] - digit_pairs
-    row = np.frombuffer(
-        _PACK(
-            *_size(trace, data, parts, classes, count, words, inner_ends + line_ends),
-            *_schema(parts.schema, words, len(data)),
-            *pairs,
-            *groups[1:-2],
-            *_characters(count, groups, len(words), numbers, capitals - inner_ends),
-            float(gap_starts > 0 and gap_ends > 0),
-            *(_numbers(ask) if numbers else (0.0, 0.0)),
-            *_marks(lines, count, operator_pairs, pairs[_INDENTED], groups[_ERRORS]),
-            *_question(ask, words, hits, count[_QUESTION]),
-            *_options(lines, count),
-            *_ending(data),
-            *_conversation(request, trace),
-        )
+    return _PACK(
+        *_size(trace, data, parts, classes, count, words, inner_ends + line_ends),
+        *_schema(parts.schema, words, len(data)),
+        *pairs,
+        *groups[1:-2],
+        *_characters(count, groups, len(words), numbers, capitals - inner_ends),
+        float(gap_starts > 0 and gap_ends > 0),
+        *(_numbers(ask) if numbers else (0.0, 0.0)),
+        *_marks(lines, count, operator_pairs, pairs[_INDENTED], groups[_ERRORS]),
+        *_question(ask, words, hits, count[_QUESTION]),
+        *_options(lines, count),
+        *_ending(data),
+        *_conversation(request, trace),
     )
-    row = np.minimum(row, _LIMITS)
-    return np.log1p(row, out=row, where=_IS_COUNT)
-
-
-def extract_many(requests: Iterable[RouteRequest], traces: Sequence[Trace]) -> npt.NDArray[np.float64]:
-    """The features of many requests, row by row equal to ``extract``.
-
-    :param traces: one per request, in the same order.
-    :return: float64 (len(traces), len(FEATURE_NAMES)).
-    """
-    rows = np.empty((len(traces), len(FEATURE_NAMES)))
-    for i, (request, trace) in enumerate(zip(requests, traces, strict=True)):
-        rows[i] = extract(request, trace)
-    return rows
 
 
 class _Parts(NamedTuple):
@@ -366,7 +370,8 @@ def _demonstrations(data: bytes) -> tuple[int, int]:
                 if (start := stripped.find(seam, answer)) >= 0:
                     return earlier, start
             return earlier, answer
-    labels = list(_QUESTION_LABEL.finditer(b"\n" + data)) if b"Q" in data else []
+    opens_line = data.startswith(b"Q") or b"\nQ" in data
+    labels = list(_QUESTION_LABEL.finditer(b"\n" + data)) if opens_line else []
     return (len(labels) - 1, labels[-1].start()) if len(labels) > 1 else (0, 0)
 
 
@@ -375,9 +380,10 @@ def _class_counts(classes: bytes) -> tuple[list[int], list[int]]:
     codes = np.frombuffer(classes, np.uint8)
     pairs = codes[:-1] * _ROW
     pairs += codes[1:]
-    count: list[int] = np.bincount(codes[:-1], minlength=_N_CLASSES).tolist()
-    sums: list[int] = np.bincount(_SUM_OF.take(pairs), minlength=len(_SUMS) + 1).tolist()
-    return count, sums[1:]
+    histogram = np.bincount(pairs, minlength=_N_CLASSES * _N_CLASSES)
+    count: list[int] = np.add.reduce(histogram.reshape(_N_CLASSES, _N_CLASSES), axis=1).tolist()
+    sums: list[int] = np.add.reduceat(histogram.take(_SUM_CODES), _SUM_STARTS).tolist()
+    return count, sums
 
 
 def _words(ask: bytes, count: list[int]) -> tuple[list[bytes], bytes, list[int]]:

@@ -81,7 +81,8 @@ class Router:
         decisions: list[RouteDecision] = []
         for read, traces, p, cost, novelty in self._batches(requests):
             decisions += [
-                self._decide(*row) for row in zip(read, traces, p.tolist(), cost.tolist(), novelty.tolist(), strict=True)
+                self._decide(*row)
+                for row in zip(read, traces, p.tolist(), cost.tolist(), novelty.tolist(), strict=True)
             ]
         return decisions
 
@@ -148,7 +149,9 @@ class Router:
             expected_cost_usd=costs[index],
             baseline_cost_usd=costs[self._escalation],
             propensity=choice.propensity,
-            evidence=Evidence(self._kind if self._n_outcomes[index] else "prior", self._n_outcomes[index], novelty, self._note),
+            evidence=Evidence(
+                self._kind if self._n_outcomes[index] else "prior", self._n_outcomes[index], novelty, self._note
+            ),
             router_version=self._version,
         )
 

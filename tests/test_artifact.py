@@ -344,6 +344,16 @@ def test_an_array_that_does_not_fit_is_an_artifact_error(folder: Path, name: str
     assert_refused(folder, match="classifier")
 
 
+@pytest.mark.parametrize(
+    ("name", "factor"), [("feature_scale", 0.0), ("cost_smearing", -1.0), ("cost_high", 1e4), ("cost_low", 1e4)]
+)
+def test_numbers_that_no_training_gives_are_an_artifact_error(folder: Path, name: str, factor: float) -> None:
+    with np.load(folder / CLASSIFIER) as arrays:
+        content = arrays[name] * factor
+    edit_arrays(folder, **{name: content})
+    assert_refused(folder, match=name)
+
+
 def test_a_classifier_for_another_encoder_width_is_an_artifact_error(folder: Path) -> None:
     with np.load(folder / CLASSIFIER) as arrays:
         wider = np.vstack([arrays["projection"], arrays["projection"]])

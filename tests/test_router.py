@@ -383,14 +383,14 @@ def odd_requests(seed: int, n: int) -> Iterator[Any]:
         messages: Any = (
             odd_text(rng) if rng.random() < 0.3 else [odd_message(rng, weird) for _ in range(rng.randrange(5))]
         )
-        fields = {name: rng.choice(weird) for name in rng.sample(FIELDS[1:], rng.choice([0, 0, 0, 1, 1, 2, 5]))}
+        fields = {name: rng.choice(weird) for name in rng.sample(FIELDS[1:], rng.choice([0, 0, 0, 0, 0, 1, 2, 5]))}
         yield {"messages": messages, **fields} if fields or rng.random() < 0.2 else messages
 
 
 def test_ten_thousand_odd_requests_are_decided_or_refused(bundled: Router) -> None:
     decided = [assert_sound(bundled, request) for request in odd_requests(11, 8_000)]
     # neither side may be empty, or the test would say nothing about it
-    assert 2_000 < sum(decided) < 7_500
+    assert 2_000 < sum(decided) < 6_000
 
 
 @pytest.mark.parametrize("field", FIELDS)

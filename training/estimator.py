@@ -343,9 +343,7 @@ def _out_of_fold(
     return _OutOfFold((base, shifted, rate), mean, residual - mean[:, None], difficulty, correction)
 
 
-def _ridge_out_of_fold(
-    X: Floats, center: Array, shared: Array, own: Array, folds: NDArray[Any]
-) -> tuple[Array, Array]:
+def _ridge_out_of_fold(X: Floats, center: Array, shared: Array, own: Array, folds: NDArray[Any]) -> tuple[Array, Array]:
     """Out-of-fold ridge predictions for every penalty: of the shared target and of the one per model."""
     first = np.zeros((len(RIDGE_PENALTIES), len(X)))
     second = np.zeros((len(RIDGE_PENALTIES), *own.shape))
