@@ -24,8 +24,8 @@ Vectors = NDArray[np.float32]
 # Characters kept of each end of a long text. Prompts often open with a preamble that many share and close with the
 # question itself (DESIGN fact 3), so neither end may be lost; the middle is dropped before tokenizing, which is
 # most of the cost.
-HEAD_CHARS = 1_200
-TAIL_CHARS = 1_200
+HEAD_CHARS = 800
+TAIL_CHARS = 800
 # Tokens averaged on their own at each end, beside the average over all of them.
 HEAD_TOKENS = 32
 TAIL_TOKENS = 48

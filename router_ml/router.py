@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +106,21 @@ class Router:
         self, requests: Iterable[RequestLike]
     ) -> Iterable[tuple[list[RouteRequest], list[Trace], Array, Array, Array]]:
         read = [RouteRequest.of(request) for request in requests]
-        for start in range(0, len(read), BATCH):
-            chunk = read[start : start + BATCH]
-            traces = [read_trace(request) for request in chunk]
-            embedding = self.encoder.encode([trace.user_text for trace in traces])
-            tasks = [request.task for request in chunk]
-            p, cost, novelty = self.classifier.predict(extract_many(chunk, traces), embedding, tasks)
-            yield chunk, traces, p, cost, novelty
+        chunks = [read[start : start + BATCH] for start in range(0, len(read), BATCH)]
+        # Tokenizing runs outside the interpreter's lock: the next chunk is embedded while this one is decided.
+        with ThreadPoolExecutor(max_workers=1) as ahead:
+            pending = [ahead.submit(self._embed, chunk) for chunk in chunks[:1]]
+            for chunk, following in zip_longest(chunks, chunks[1:]):
+                traces, embedding = pending.pop().result()
+                if following is not None:
+                    pending.append(ahead.submit(self._embed, following))
+                tasks = [request.task for request in chunk]
+                p, cost, novelty = self.classifier.predict(extract_many(chunk, traces), embedding, tasks)
+                yield chunk, traces, p, cost, novelty
+
+    def _embed(self, chunk: list[RouteRequest]) -> tuple[list[Trace], NDArray[np.float32]]:
+        traces = [read_trace(request) for request in chunk]
+        return traces, self.encoder.encode([trace.user_text for trace in traces])
 
     def _cost(self, trace: Trace, predicted: list[float]) -> tuple[list[float], list[float] | None]:
         """Expected USD per model, and expected output tokens per model where the classifier predicts those."""

@@ -36,10 +36,10 @@ def test_a_batch_equals_its_rows(encoder: StaticEncoder) -> None:
 
 
 def test_both_ends_of_a_long_text_count_and_the_middle_does_not(encoder: StaticEncoder) -> None:
-    head, tail = "alpha " * (HEAD_CHARS // 6), "omega " * (TAIL_CHARS // 6)
+    head, tail = "alpha " * (HEAD_CHARS // 6 + 1), "omega " * (TAIL_CHARS // 6 + 1)
     plain, other = head + "middle " * 5_000 + tail, head + "banana " * 5_000 + tail
     np.testing.assert_array_equal(encoder.encode([plain]), encoder.encode([other]))
-    changed_tail = head + "middle " * 5_000 + "delta " * (TAIL_CHARS // 6)
+    changed_tail = head + "middle " * 5_000 + "delta " * (TAIL_CHARS // 6 + 1)
     assert np.abs(encoder.encode([plain]) - encoder.encode([changed_tail])).max() > 0.05
     assert len(head_and_tail("x" * 10**6)) == HEAD_CHARS + TAIL_CHARS + 1
 
