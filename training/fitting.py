@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 
 import router_ml
 from router_ml import artifact
-from router_ml.artifact import Artifact
 from router_ml.classifier import SuccessClassifier
 from router_ml.embedding import Encoder, StaticEncoder
 from router_ml.errors import TableError
@@ -245,8 +243,3 @@ def save_router(
 def default_encoder() -> Encoder:
     """The static encoder that ships inside the bundled router."""
     return StaticEncoder.load(bundled_router_path() / artifact.ENCODER)
-
-
-def with_pool(parts: Artifact, pool: ModelPool) -> Artifact:
-    """The same router under other prices, limits or rules for the same models."""
-    return dataclasses.replace(parts, pool=pool)
