@@ -16,7 +16,6 @@ from router_ml.router import Router
 from training.comparison import REFUSED, DefaultRule
 from training.evaluate import main
 from training.evaluation import evaluate, evaluate_router
-from training.fitting import with_pool
 from training.judging import Judged, judge_router
 from training.outcome_table import OutcomeTable, write_table
 from training.prediction import Requests
@@ -119,7 +118,7 @@ def test_the_table_that_trained_the_router_is_recognised(router: Router) -> None
 def test_requests_that_no_model_may_take_are_counted_as_refused(router_path: Path, unseen: OutcomeTable) -> None:
     parts = artifact.load(router_path)
     models = tuple(dataclasses.replace(spec, max_input_tokens=60) for spec in parts.pool.models)
-    narrow = Router(with_pool(parts, dataclasses.replace(parts.pool, models=models)))
+    narrow = Router(dataclasses.replace(parts, pool=dataclasses.replace(parts.pool, models=models)))
     judged = judge_router(narrow, unseen)
     assert judged.chosen is not None
     refused = int((judged.chosen == REFUSED).sum())
@@ -132,7 +131,7 @@ def test_requests_that_no_model_may_take_are_counted_as_refused(router_path: Pat
 
 def test_success_is_what_the_pool_says_it_is(router_path: Path, unseen: OutcomeTable) -> None:
     parts = artifact.load(router_path)
-    strict = Router(with_pool(parts, dataclasses.replace(parts.pool, success_score=0.9)))
+    strict = Router(dataclasses.replace(parts, pool=dataclasses.replace(parts.pool, success_score=0.9)))
     table = dataclasses.replace(unseen, score=unseen.score * 0.8)
     assert np.nanmax(judge_router(strict, table).success) == 0.0
 
