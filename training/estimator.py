@@ -126,16 +126,16 @@ class SuccessEstimator(BaseEstimator):
         self.center_ = X.mean(axis=0, dtype=float)
         labels = list(task) if task is not None else [None] * n
         names = sorted({t for t in labels if t is not None})
-        losses = []
+        fits: list[tuple[float, tuple[str, ...], NDArray[np.int64], dict[str, Any]]] = []
         # A task label helps only where it says more than the text does (on MMLU-Pro it does not): the fit without
         # it is compared on the same unseen rows, and wins ties.
         for used in ([], names) if names else ([],):
             position: dict[str | None, int] = {name: i for i, name in enumerate(used)}
             codes = np.array([position.get(t, -1) for t in labels], dtype=np.int64)
-            losses.append((self._fit_slopes(X, y, codes, len(used), folds), tuple(used), codes))
-        _, self.tasks_, codes = min(losses, key=lambda entry: entry[0])
-        if self.tasks_ != losses[-1][1]:
-            self._fit_slopes(X, y, codes, len(self.tasks_), folds)
+            loss = self._fit_slopes(X, y, codes, len(used), folds)
+            fits.append((loss, tuple(used), codes, self.__dict__.copy()))
+        _, self.tasks_, codes, learned = min(fits, key=lambda entry: entry[0])
+        self.__dict__.update({**learned, "tasks_": self.tasks_})
         self._fit_terms(X, y, codes)
         return self
 
