@@ -61,6 +61,12 @@ COUNT = Kind("a whole number >= 1", lambda v: is_count(v) and v >= 1, int)
 COUNT_OR_ZERO = Kind("a whole number >= 0", lambda v: is_count(v) and v >= 0, int)
 FLAG = Kind("true or false", lambda v: isinstance(v, bool), bool)
 MAPPING = Kind("a mapping", lambda v: isinstance(v, Mapping) and all(isinstance(k, str) for k in v), dict)
+AMOUNTS = Kind(
+    "a mapping of names to finite numbers >= 0",
+    lambda v: MAPPING.accepts(v) and all(map(AMOUNT.accepts, v.values())),
+    lambda v: {name: float(amount) for name, amount in v.items()},
+)
+ON_EXCEEDED = Kind("'degrade' or 'refuse'", lambda v: v in ("degrade", "refuse"), str)
 
 
 def of(kind: Kind, default: Any = dataclasses.MISSING) -> Any:

@@ -9,6 +9,19 @@
     ├── NoEligibleModelError                 guards removed every model; carries the reason for each
     ├── NotFittedError        (ValueError)   an estimator is asked to predict before it was fitted
     ├── MissingExtraError     (ImportError)  an optional dependency is not installed
+    ├── VerifierError         (ValueError)   a verifier is unknown, wrongly configured, or cannot run
+    ├── BudgetExceededError                  a cap forbids the call, and nothing cheaper is allowed
+    ├── OutcomeLogError                      the outcome log cannot be opened, read or written
+    ├── GatewayError                         the gateway cannot start
+    ├── AttemptsFailedError                  every model that was tried failed; carries decision and attempts
+    ├── ProviderError                        one call failed, for a reason nobody mapped
+    │   ├── RateLimitedError                 429; carries the seconds to wait where the provider says them
+    │   ├── ProviderTimeoutError             no answer in time
+    │   ├── ProviderUnavailableError         5xx, no connection, or an answer that cannot be read
+    │   ├── ContextTooLongError              the prompt does not fit the model's window
+    │   ├── ContentRefusedError              the provider's content policy
+    │   ├── CredentialsError                 the key is missing, wrong, expired or not paid for
+    │   └── CallRefusedError                 the provider finds the call itself wrong
     └── ArtifactError                        a saved router cannot be trusted or read
         ├── ArtifactDigestError              a file is missing, truncated or edited
         ├── ArtifactProtocolError            written by a newer protocol
@@ -20,6 +33,11 @@ A message says what came, what was expected and what to do.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from router_ml.attempt import Attempt
+    from router_ml.request import RouteDecision
 
 
 class RouterError(Exception):
@@ -66,6 +84,101 @@ class MissingExtraError(RouterError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; run: pip install 'router-ml[{extra}]'")
+
+
+class VerifierError(RouterError, ValueError):
+    """A verifier is unknown, wrongly configured, or cannot run."""
+
+
+class BudgetExceededError(RouterError):
+    """A cap forbids the call. ``cap`` names it, ``limit_usd`` is its amount, ``spent_usd`` what is spent or reserved."""
+
+    def __init__(self, cap: str, limit_usd: float, spent_usd: float, wanted_usd: float) -> None:
+        self.cap, self.limit_usd, self.spent_usd, self.wanted_usd = cap, limit_usd, spent_usd, wanted_usd
+        super().__init__(
+            f"the call is expected to cost {wanted_usd:.6g} USD, but of {cap}, {limit_usd:.6g} USD, "
+            f"{spent_usd:.6g} USD is spent or reserved; raise the cap or wait until it is renewed"
+        )
+
+
+class OutcomeLogError(RouterError):
+    """The outcome log cannot be opened, read or written."""
+
+
+class GatewayError(RouterError):
+    """The gateway cannot start."""
+
+
+class AttemptsFailedError(RouterError):
+    """Every model that was tried failed. ``decision`` and ``attempts`` say which, in order, and why each failed."""
+
+    def __init__(self, decision: RouteDecision, attempts: Sequence[Attempt]) -> None:
+        self.decision, self.attempts = decision, tuple(attempts)
+        tried = "; ".join(f"{a.model}: {a.error}" for a in self.attempts if a.error is not None)
+        super().__init__(f"all {len(self.attempts)} attempt(s) failed ({tried}); no eligible model is left")
+
+
+class ProviderError(RouterError):
+    """One call failed.
+
+    :param model: candidate that was called. :param status: HTTP status, None where there was none.
+    :param retry_after_s: seconds after which the provider asks to be called again.
+
+    Class attributes say what helps: ``transient``, the same call may succeed a moment later; ``is_fault``, the model
+    or its provider is at fault, so its breaker counts it; ``same_key``, every model behind the same key fails alike.
+    """
+
+    transient = False
+    is_fault = True
+    same_key = False
+
+    def __init__(
+        self, message: str, *, model: str = "", status: int | None = None, retry_after_s: float | None = None
+    ) -> None:
+        self.model, self.status, self.retry_after_s = model, status, retry_after_s
+        super().__init__(message)
+
+
+class RateLimitedError(ProviderError):
+    """The provider's rate limit is reached."""
+
+    transient = True
+
+
+class ProviderTimeoutError(ProviderError):
+    """No answer within the time allowed."""
+
+    transient = True
+
+
+class ProviderUnavailableError(ProviderError):
+    """The provider failed: 5xx, no connection, or an answer that cannot be read."""
+
+    transient = True
+
+
+class ContextTooLongError(ProviderError):
+    """The prompt does not fit the model's window."""
+
+    is_fault = False
+
+
+class ContentRefusedError(ProviderError):
+    """The provider's content policy refuses the prompt or the answer."""
+
+    is_fault = False
+
+
+class CredentialsError(ProviderError):
+    """The key is missing, wrong, expired, or its account cannot pay."""
+
+    same_key = True
+
+
+class CallRefusedError(ProviderError):
+    """The provider finds the call wrong: an unknown model, a parameter it does not take."""
+
+    is_fault = False
 
 
 class ArtifactError(RouterError):

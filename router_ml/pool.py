@@ -17,12 +17,14 @@ from typing import Any, Literal
 from router_ml.configuration import (
     ABILITY_SET,
     AMOUNT,
+    AMOUNTS,
     COUNT,
     COUNT_OR_ZERO,
     FLAG,
     MAPPING,
     NAME,
     NAMES,
+    ON_EXCEEDED,
     POSITIVE,
     POSITIVE_SHARE,
     QUALITY,
@@ -60,6 +62,10 @@ class ModelSpec(Checked):
     :param params: provider parameters that make this candidate what it is, such as ``{"reasoning_effort": "high"}``.
     :param output_factor: tokens it writes for an answer, against a typical model; a higher effort writes more.
     :param cost_per_request_usd: mean cost of a request, used instead of token prices in a pool made from outcomes.
+    :param call_as: litellm's name of the model, if ``name`` is not it: a deployment, a model behind a proxy.
+    :param api_base: URL of its server, if not the provider's own.
+    :param api_key_env: environment variable that holds its key, if not the provider's usual one.
+    :param max_share: most that it may get of recent calls, while another model can take a request.
     :param first_token_s: seconds to the first token. :param output_tokens_per_s: tokens per second from then on.
         If either is None the latency is not known, and no latency limit excludes the model.
     :raises PoolError: if a value is outside its range.
@@ -80,6 +86,10 @@ class ModelSpec(Checked):
     cost_per_request_usd: float | None = of(AMOUNT, None)
     first_token_s: float | None = of(AMOUNT, None)
     output_tokens_per_s: float | None = of(POSITIVE, None)
+    call_as: str | None = of(NAME, None)
+    api_base: str | None = of(NAME, None)
+    api_key_env: str | None = of(NAME, None)
+    max_share: float = of(POSITIVE_SHARE, 1.0)
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
@@ -91,7 +101,9 @@ class ModelSpec(Checked):
 
     @property
     def call_name(self) -> str:
-        """The name a provider knows: without the variant, which is what follows the last '@'."""
+        """The name that litellm knows: ``call_as``, or the name without its variant, which follows the last '@'."""
+        if self.call_as is not None:
+            return self.call_as
         # the last one: some providers have an '@' of their own (vertex_ai/claude-opus-4@20250514@high)
         model, mark, variant = self.name.rpartition("@")
         return model if mark else variant
@@ -123,10 +135,18 @@ class Breaker(Checked):
 
 @dataclass(frozen=True, slots=True)
 class Budgets(Checked):
-    """US dollars; None: no limit."""
+    """Caps in US dollars; None: no cap. Days are UTC.
+
+    :param per_request_usd: most that one request may be expected to cost. :param per_day_usd: of all requests of a day.
+    :param per_tag_day_usd: tag -> most that the requests of a day that carry the tag may cost.
+    :param on_exceeded: where the wanted model would pass a cap: "degrade" takes the likeliest model that stays within
+        it and refuses if there is none; "refuse" refuses.
+    """
 
     per_request_usd: float | None = of(AMOUNT, None)
     per_day_usd: float | None = of(AMOUNT, None)
+    per_tag_day_usd: Mapping[str, float] = of(AMOUNTS, dict)
+    on_exceeded: str = of(ON_EXCEEDED, "degrade")
 
 
 @dataclass(frozen=True, slots=True)

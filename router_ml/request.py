@@ -11,9 +11,12 @@ import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from router_ml.errors import RequestError
+
+if TYPE_CHECKING:
+    from router_ml.verifiers import Verifier
 
 ABILITIES = frozenset({"vision", "pdf", "video", "audio", "tools", "json_schema", "reasoning", "computer_use"})
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
@@ -78,7 +81,9 @@ class RouteRequest:
     :param allow: if not empty, only these models. :param deny: never these. :param pin: this model, if it can.
     :param require: abilities the model must have, of ``ABILITIES``.
     :param current_model: model that holds the conversation now. :param cached_tokens: prompt tokens it has cached.
-    :param verifier: how the answer will be checked.
+    :param max_switch_usd: most that leaving ``current_model`` may cost in prompt tokens read again at full price.
+    :param tags: labels that budgets and reports count by, such as a team or a product.
+    :param verifier: how the answer will be checked: a verifier of ``router_ml.verifiers``, or its reliability alone.
     :raises RequestError: if the request cannot be read.
     """
 
@@ -99,8 +104,10 @@ class RouteRequest:
     session_id: str | None = None
     current_model: str | None = None
     cached_tokens: int = 0
+    max_switch_usd: float | None = None
     segment: str | None = None
-    verifier: VerifierSpec | None = None
+    tags: Sequence[str] = ()
+    verifier: VerifierSpec | Verifier | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -130,12 +137,10 @@ class RouteRequest:
             raise RequestError(f"unknown request field(s) {_brief(unknown)}; known: {sorted(cls.__dataclass_fields__)}")
         if "messages" not in fields:
             raise RequestError("a request needs `messages` (or `prompt`)")
-        verifier = fields.get("verifier")
-        if isinstance(verifier, Mapping):
-            try:
-                fields["verifier"] = VerifierSpec(**verifier)
-            except TypeError as exc:
-                raise RequestError(f"verifier {_brief(dict(verifier))} is not a VerifierSpec: {exc}") from exc
+        if isinstance(fields.get("verifier"), Mapping):
+            from router_ml.verifiers import verifier_of
+
+            fields["verifier"] = verifier_of(fields["verifier"])
         return cls(**fields)
 
 
@@ -414,6 +419,8 @@ def _check_limits(request: RouteRequest) -> None:
     if request.max_output_tokens is not None:
         _positive("max_output_tokens", request.max_output_tokens)
     _positive("cached_tokens", request.cached_tokens, zero=True)
+    if request.max_switch_usd is not None:
+        _positive("max_switch_usd", request.max_switch_usd, zero=True)
     quality = request.min_quality
     # an array compares element by element, so only a string is compared
     if quality is not None and not (isinstance(quality, str) and quality == "escalation"):
@@ -429,7 +436,7 @@ def _check_limits(request: RouteRequest) -> None:
         raise RequestError(f"local_only is {_brief(request.local_only)}; expected True or False")
     if request.supervised is not None and not isinstance(request.supervised, bool):
         raise RequestError(f"supervised is {_brief(request.supervised)}; expected True, False or None")
-    for name in ("allow", "deny", "require"):
+    for name in ("allow", "deny", "require", "tags"):
         names = getattr(request, name)
         if names is _NO_NAMES:
             continue
@@ -441,8 +448,9 @@ def _check_limits(request: RouteRequest) -> None:
             raise RequestError(f"require names unknown abilities {unknown}; known: {sorted(ABILITIES)}")
     if not _is_object_list(request.tools):
         raise RequestError(f"tools must be a list of tool schemas (objects); got {_brief(request.tools)}")
-    if request.verifier is not None and not isinstance(request.verifier, VerifierSpec):
-        raise RequestError(f"verifier is {_brief(request.verifier)}; expected a VerifierSpec")
+    verifier = request.verifier
+    if verifier is not None and not isinstance(verifier, VerifierSpec) and not hasattr(verifier, "verify"):
+        raise RequestError(f"verifier is {_brief(verifier)}; expected a VerifierSpec, or one of router_ml.verifiers")
 
 
 def _is_object_list(value: Any) -> bool:
