@@ -13,28 +13,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from router_ml.errors import RouterError
+    from router_ml.outcomes import OutcomeLog
     from router_ml.pool import ModelPool
     from router_ml.request import RouteDecision, RouteRequest, VerifierSpec
-    from router_ml.router import Router, predict_route
+    from router_ml.router import Router, acomplete, complete, predict_route
 
 __version__ = "0.1.0"
 __all__ = [
     "ModelPool",
+    "OutcomeLog",
     "RouteDecision",
     "RouteRequest",
     "Router",
     "RouterError",
     "VerifierSpec",
+    "acomplete",
+    "complete",
     "predict_route",
 ]
 
 _HOME = {
     "ModelPool": "pool",
+    "OutcomeLog": "outcomes",
     "RouteDecision": "request",
     "RouteRequest": "request",
     "Router": "router",
     "RouterError": "errors",
     "VerifierSpec": "request",
+    "acomplete": "router",
+    "complete": "router",
     "predict_route": "router",
 }
 

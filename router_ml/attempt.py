@@ -27,6 +27,9 @@ class Usage(NamedTuple):
     cached_tokens: int = 0
 
 
+NO_TOKENS = Usage()
+
+
 class Verdict(NamedTuple):
     """What a verifier said of an answer.
 
@@ -59,7 +62,7 @@ class Attempt:
     started_at: float
     latency_s: float
     cost_usd: float = 0.0
-    usage: Usage = Usage()
+    usage: Usage = NO_TOKENS
     verdict: Verdict | None = None
     error: ProviderError | None = None
     cache_hit: bool = False

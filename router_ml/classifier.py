@@ -42,6 +42,13 @@ def logit(p: Array) -> Array:
     return np.log(p / (1.0 - p))
 
 
+# arrays whose last axis is the models
+_PER_MODEL = (
+    "success_weights", "success_offset", "base_rate", "base_log_odds", "cost_weights", "cost_offset", "cost_low",
+    "cost_high", "cost_smearing", "n_outcomes",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, eq=False)
 class SuccessClassifier:
     """Plain arrays: L landmarks, F features, C components, E embedding width, T tasks, M models."""
@@ -223,6 +230,19 @@ class SuccessClassifier:
         np.minimum(exponent, 0.0, out=exponent)
         kernel: Array = np.exp(exponent, out=exponent)
         return kernel
+
+    def select(self, models: Sequence[int]) -> SuccessClassifier:
+        """The classifier of some of the models, in the order given.
+
+        :param models: distinct indices of models.
+        """
+        kept = list(models)
+        both = kept + [self.n_models + i for i in kept]  # task arrays hold the models twice
+        changed: dict[str, Any] = {name: getattr(self, name)[..., kept] for name in _PER_MODEL}
+        changed |= {"task_offset": self.task_offset[both], "task_slopes": self.task_slopes[:, kept]}
+        if self.tasks:
+            changed["task_weights"] = self.task_weights[:, both]
+        return replace(self, **changed)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays by name, without pickled objects."""

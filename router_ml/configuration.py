@@ -66,6 +66,9 @@ AMOUNTS = Kind(
     lambda v: MAPPING.accepts(v) and all(map(AMOUNT.accepts, v.values())),
     lambda v: {name: float(amount) for name, amount in v.items()},
 )
+_CACHES = ("off", "memory", "disk", "redis")
+# YAML reads a bare off as false
+CACHE_TYPE = Kind("'off', 'memory', 'disk' or 'redis'", lambda v: v is False or v in _CACHES, lambda v: v or "off")
 ON_EXCEEDED = Kind("'degrade' or 'refuse'", lambda v: v in ("degrade", "refuse"), str)
 
 

@@ -21,6 +21,7 @@
     │   ├── ContextTooLongError              the prompt does not fit the model's window
     │   ├── ContentRefusedError              the provider's content policy
     │   ├── CredentialsError                 the key is missing, wrong, expired or not paid for
+    │   ├── ModelGoneError                   the provider does not know the model
     │   └── CallRefusedError                 the provider finds the call itself wrong
     └── ArtifactError                        a saved router cannot be trusted or read
         ├── ArtifactDigestError              a file is missing, truncated or edited
@@ -91,7 +92,11 @@ class VerifierError(RouterError, ValueError):
 
 
 class BudgetExceededError(RouterError):
-    """A cap forbids the call. ``cap`` names it, ``limit_usd`` is its amount, ``spent_usd`` what is spent or reserved."""
+    """A cap forbids the call.
+
+    ``cap`` names it, ``limit_usd`` is its amount, ``spent_usd`` what is spent or reserved, ``wanted_usd`` what the call
+    is expected to cost.
+    """
 
     def __init__(self, cap: str, limit_usd: float, spent_usd: float, wanted_usd: float) -> None:
         self.cap, self.limit_usd, self.spent_usd, self.wanted_usd = cap, limit_usd, spent_usd, wanted_usd
@@ -126,11 +131,15 @@ class ProviderError(RouterError):
 
     Class attributes say what helps: ``transient``, the same call may succeed a moment later; ``is_fault``, the model
     or its provider is at fault, so its breaker counts it; ``same_key``, every model behind the same key fails alike.
+    ``headers`` are the provider's, names in lower case. ``detail`` is what it said, without keys; it may quote the
+    prompt, so it is in no message and no log.
     """
 
     transient = False
     is_fault = True
     same_key = False
+    headers: Mapping[str, str] = {}
+    detail: str = ""
 
     def __init__(
         self, message: str, *, model: str = "", status: int | None = None, retry_after_s: float | None = None
@@ -175,8 +184,12 @@ class CredentialsError(ProviderError):
     same_key = True
 
 
+class ModelGoneError(ProviderError):
+    """The provider does not know the model, or no longer."""
+
+
 class CallRefusedError(ProviderError):
-    """The provider finds the call wrong: an unknown model, a parameter it does not take."""
+    """The provider finds the call wrong, such as a parameter that it does not take."""
 
     is_fault = False
 

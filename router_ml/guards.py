@@ -38,7 +38,7 @@ class Guards:
     """
 
     def __init__(self, pool: ModelPool) -> None:
-        self._limits = tuple(_limits(spec, pool.context.reliability_threshold) for spec in pool.models)
+        self._limits = tuple(_limits(spec, pool.reliable_tokens(spec)) for spec in pool.models)
         self._speeds = tuple(
             None if limits.first_token_s is None or limits.output_tokens_per_s is None
             else (limits.first_token_s, limits.output_tokens_per_s)
@@ -146,13 +146,11 @@ def barred_by(rule: Rule, who: str, spec: ModelSpec) -> str | None:
     return None
 
 
-def _limits(spec: ModelSpec, reliability_threshold: int) -> Limits:
-    window = spec.max_input_tokens or math.inf
+def _limits(spec: ModelSpec, reliable: float) -> Limits:
     return Limits(
         name=spec.name,
-        window=window,
-        # a model about which nobody says how far it is reliable is trusted up to the threshold
-        reliable=spec.reliable_input_tokens or min(window, reliability_threshold),
+        window=spec.max_input_tokens or math.inf,
+        reliable=reliable,
         max_output=spec.max_output_tokens or math.inf,
         token_factor=spec.token_factor,
         output_factor=spec.output_factor,

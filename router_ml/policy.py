@@ -14,7 +14,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from router_ml.errors import NoEligibleModelError, RequestError, RouterError
+from router_ml.errors import BudgetExceededError, NoEligibleModelError, RequestError, RouterError
 from router_ml.guards import Guards, barred_by
 from router_ml.pool import ModelPool, Rule
 from router_ml.request import Reason, ReasonCode, RouteRequest, Trace
@@ -63,6 +63,35 @@ class Choice(NamedTuple):
     expected_cost_usd: tuple[float, ...]
 
 
+class Cap(NamedTuple):
+    """An amount that may be spent in a time, and what of it is spent or reserved. ``name`` as an error shows it."""
+
+    name: str
+    limit_usd: float
+    spent_usd: float
+
+    @property
+    def left_usd(self) -> float:
+        """What may still be spent, never below 0."""
+        return max(0.0, self.limit_usd - self.spent_usd)
+
+
+class Live(NamedTuple):
+    """What is known of the models at this moment; each part may be empty.
+
+    :param unavailable: model -> why it cannot be called now.
+    :param latency_s: model -> (p50, p95) seconds of its recent calls; they replace what the pool says.
+    :param cap: what this request may still cost, by the tightest of the caps.
+    """
+
+    unavailable: Mapping[str, str] = {}
+    latency_s: Mapping[str, tuple[float, float]] = {}
+    cap: Cap | None = None
+
+
+NOTHING_LIVE = Live()
+
+
 class _Pick(NamedTuple):
     model: int
     code: ReasonCode
@@ -83,6 +112,7 @@ class Policy:
         self._index = {name: i for i, name in enumerate(self._names)}
         self._escalation = self._index[pool.escalation_model]
         self._guards = Guards(pool)
+        self._input_price = tuple(spec.input_usd_per_mtok * spec.token_factor / 1e6 for spec in pool.models)
         self._cache_saving = tuple(
             0.0
             if spec.cached_input_usd_per_mtok is None
@@ -126,7 +156,7 @@ class Policy:
         expected_output_tokens: Sequence[float] | None = None,
         *,
         rng: random.Random | None = None,
-        unavailable: Mapping[str, str] | None = None,
+        live: Live | None = None,
     ) -> Choice:
         """Choose a model.
 
@@ -135,29 +165,40 @@ class Policy:
         :param expected_output_tokens: tokens that each model is expected to write; None: 500 times its
             ``output_factor``, or the request's ``max_output_tokens`` if that is less.
         :param rng: draws the exploration; None: no exploration.
-        :param unavailable: model -> why it cannot be called now.
+        :param live: what is known of the models at this moment; None: nothing.
         :raises NoEligibleModelError: if every model is excluded, or the pinned one is; with the reason for each.
+        :raises BudgetExceededError: if ``live.cap`` allows no eligible model, or a budget that refuses is exceeded.
         :raises RequestError: if the request names a model that the pool does not have.
         :raises RouterError: if a probability or a cost is out of range or NaN: there is no choosing on NaN.
         """
         self._check_numbers(p_success, expected_cost)
+        live = live or NOTHING_LIVE
         terms = self.terms(request)
         cost = self._less_cache(request, trace, expected_cost)
-        latency = self._guards.latency(request, expected_output_tokens)
+        latency = worst = self._guards.latency(request, expected_output_tokens)
+        if live.latency_s:
+            latency, worst = self._measured(latency, live.latency_s)
         excluded, note = self._guards.exclude(
-            request, trace, barred=terms.barred, latency=latency, max_latency_s=terms.max_latency_s,
-            output_tokens=expected_output_tokens, unavailable=unavailable,
+            request, trace, barred=terms.barred, latency=worst, max_latency_s=terms.max_latency_s,
+            output_tokens=expected_output_tokens, unavailable=live.unavailable,
         )  # fmt: skip
+        if request.cached_tokens:
+            self._bound_switch(request, trace, excluded)
         eligible = [i for i, why in enumerate(excluded) if why is None]
-        affordable = _afford(terms.budget_usd, cost, eligible, excluded)
+        cap = _tightest(terms.budget_usd, live.cap)
+        affordable = eligible if cap is None else _afford(cap.left_usd, cost, eligible, excluded)
         threshold = p_success[self._escalation] if isinstance(terms.threshold, str) else float(terms.threshold)
         if terms.pin is not None:
             pick = self._pinned(terms.pin, terms.pin_rule, excluded)
         elif not affordable:
+            if eligible and cap is not None and cap is live.cap:
+                raise BudgetExceededError(*cap, min(cost[i] for i in eligible))
             raise NoEligibleModelError({name: why or "" for name, why in zip(self._names, excluded, strict=True)})
         else:
             pick = self._pick(terms, threshold, p_success, cost, eligible)
-            if len(affordable) < len(eligible) and excluded[pick.model] is not None:
+            if cap is not None and excluded[pick.model] is not None:
+                if self.pool.budgets.on_exceeded == "refuse":
+                    raise BudgetExceededError(*cap, cost[pick.model])
                 pick = self._degrade(pick, p_success, cost, affordable)
         propensity = 1.0
         if rng is not None and self.pool.exploration > 0.0 and terms.pin is None:
@@ -245,6 +286,30 @@ class Policy:
         out[current] = max(0.0, out[current] - cached * self._cache_saving[current])
         return tuple(out)
 
+    def _bound_switch(self, request: RouteRequest, trace: Trace, excluded: list[str | None]) -> None:
+        """Exclude models to which switching costs more than the request or the pool allows.
+
+        What a switch costs is the conversation so far, read again at the new model's full price.
+        """
+        limit = _smallest(request.max_switch_usd, self.pool.max_switch_usd)
+        current = self._index.get(request.current_model or "")
+        if limit is None or current is None or excluded[current] is not None:
+            return  # a conversation whose model cannot go on has to leave, whatever that costs
+        cached = min(request.cached_tokens, trace.input_tokens)
+        for i, price in enumerate(self._input_price):
+            if i != current and excluded[i] is None and cached * price > limit:
+                excluded[i] = (
+                    f"switching to it reads {cached} cached tokens again for {cached * price:.6g} USD, "
+                    f"the limit is {limit:.6g} USD"
+                )
+
+    def _measured(
+        self, latency: tuple[float | None, ...], measured: Mapping[str, tuple[float, float]]
+    ) -> tuple[tuple[float | None, ...], tuple[float | None, ...]]:
+        """Expected latency, and the latency that a limit is held against: p50 and p95 where calls were measured."""
+        pairs = [measured.get(name, (seconds, seconds)) for name, seconds in zip(self._names, latency, strict=True)]
+        return tuple([pair[0] for pair in pairs]), tuple([pair[1] for pair in pairs])
+
     def _check_known(self, request: RouteRequest) -> None:
         pins = () if request.pin is None else (request.pin,)
         for part, names in (("pin", pins), ("allow", request.allow), ("deny", request.deny)):
@@ -292,10 +357,15 @@ def _merge(pool: ModelPool, task: str | None, segment: str | None) -> Terms:
     return terms
 
 
-def _afford(budget: float | None, cost: Sequence[float], eligible: list[int], excluded: list[str | None]) -> list[int]:
+def _tightest(budget: float | None, cap: Cap | None) -> Cap | None:
+    """The smaller of the request's own budget and what a cap has left."""
+    if budget is None or (cap is not None and cap.left_usd < budget):
+        return cap
+    return Cap("the budget of the request", budget, 0.0)
+
+
+def _afford(budget: float, cost: Sequence[float], eligible: list[int], excluded: list[str | None]) -> list[int]:
     """Eligible models within the budget; the others get their sentence in ``excluded``."""
-    if budget is None:
-        return eligible
     for i in eligible:
         if cost[i] > budget:
             excluded[i] = f"over budget: expected to cost {cost[i]:.6g} USD, the budget is {budget:.6g} USD"

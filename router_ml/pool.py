@@ -8,6 +8,7 @@ built, from a file or in code, so that a pool that exists is a pool that can be 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from router_ml.configuration import (
     ABILITY_SET,
     AMOUNT,
     AMOUNTS,
+    CACHE_TYPE,
     COUNT,
     COUNT_OR_ZERO,
     FLAG,
@@ -150,11 +152,42 @@ class Budgets(Checked):
 
 
 @dataclass(frozen=True, slots=True)
+class Cache(Checked):
+    """The response cache, which is litellm's: equal calls are answered without calling anybody.
+
+    :param type: "off", "memory", "disk" or "redis". :param ttl_s: seconds that an answer is kept.
+    :param directory: of a cache on disk. :param url_env: environment variable that holds the URL of a Redis.
+    """
+
+    type: str = of(CACHE_TYPE, "off")
+    ttl_s: float = of(POSITIVE, 3600.0)
+    directory: str = of(NAME, ".router_ml_cache")
+    url_env: str = of(NAME, "REDIS_URL")
+
+    def arguments(self) -> dict[str, Any] | None:
+        """Arguments of ``litellm.Cache``; None if it is off.
+
+        :raises PoolError: if the variable that should hold the URL is not set.
+        """
+        if self.type == "off":
+            return None
+        out: dict[str, Any] = {"type": "local" if self.type == "memory" else self.type, "ttl": self.ttl_s}
+        if self.type == "disk":
+            out["disk_cache_dir"] = self.directory
+        if self.type == "redis":
+            out["url"] = os.environ.get(self.url_env)
+            if not out["url"]:
+                raise PoolError(f"cache.type is redis, but {self.url_env} is not set; expected a URL in that variable")
+        return out
+
+
+@dataclass(frozen=True, slots=True)
 class Rule(Checked):
     """What holds for the requests of one task or one segment.
 
     Every field is optional and means what it does in ``RouteRequest``. ``min_quality``, which speaks of the whole
-    plan, wins over ``confidence_threshold``.
+    plan, wins over ``confidence_threshold``. ``verifier`` is what ``router_ml.verifiers.verifier_of`` reads; it checks
+    the answers to requests that bring no verifier of their own.
 
     :raises PoolError: if a value is outside its range, or the rule pins a model that it does not allow.
     """
@@ -169,6 +202,7 @@ class Rule(Checked):
     local_only: bool = of(FLAG, False)
     max_latency_s: float | None = of(POSITIVE, None)
     budget_usd: float | None = of(AMOUNT, None)
+    verifier: Mapping[str, Any] = of(MAPPING, dict)
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
@@ -192,6 +226,8 @@ class ModelPool(Checked):
     :param confidence_threshold: P(success) from which a candidate is likely enough.
     :param success_score: score in [0, 1] from which an outcome counts as a success.
     :param headroom_min: share of a provider's rate limit that is kept free.
+    :param max_switch_usd: most that a conversation's change of model may cost in prompt tokens read again; None: no
+        limit.
     :param exploration: probability of choosing among the eligible candidates at random.
     :param tasks: rules by task. :param segments: rules by segment; a segment's rule wins over a task's.
     :raises PoolError: if anything is invalid.
@@ -205,8 +241,10 @@ class ModelPool(Checked):
     fallback: Fallback = field(default_factory=Fallback)
     breaker: Breaker = field(default_factory=Breaker)
     headroom_min: float = of(SHARE, 0.2)
+    max_switch_usd: float | None = of(AMOUNT, None)
     exploration: float = of(SHARE, 0.0)
     budgets: Budgets = field(default_factory=Budgets)
+    cache: Cache = field(default_factory=Cache)
     tasks: Mapping[str, Rule] = of(MAPPING, dict)
     segments: Mapping[str, Rule] = of(MAPPING, dict)
 
@@ -243,6 +281,11 @@ class ModelPool(Checked):
             if spec.name == name:
                 return spec
         raise PoolError(f"model {name!r} is not in the pool; expected one of {list(self.names)}")
+
+    def reliable_tokens(self, spec: ModelSpec) -> float:
+        """Input tokens, as the candidate counts them, up to which it answers as well as on short input."""
+        # a model about which nobody says how far it is reliable is trusted up to the threshold
+        return spec.reliable_input_tokens or min(spec.max_input_tokens or math.inf, self.context.reliability_threshold)
 
     @classmethod
     def default(cls) -> ModelPool:
@@ -287,7 +330,7 @@ class ModelPool(Checked):
             elif item.name in ("tasks", "segments"):
                 out |= {item.name: {key: changed(rule) for key, rule in value.items()}} if value else {}
             else:
-                section = isinstance(value, (Context, Fallback, Breaker, Budgets))
+                section = item.name in _SECTIONS
                 out[item.name] = dataclasses.asdict(value) if section else value
         return out
 
@@ -300,6 +343,11 @@ class ModelPool(Checked):
         Path(path).write_text(head + body, encoding="utf-8")
 
 
+_SECTIONS: dict[str, Any] = {
+    "context": Context, "fallback": Fallback, "breaker": Breaker, "budgets": Budgets, "cache": Cache,
+}  # fmt: skip
+
+
 def _read_sections(mapping: Any) -> dict[str, Any]:
     """Arguments of ModelPool from the content of pool.yaml."""
     values = known_keys(ModelPool, mapping, "the pool")
@@ -307,7 +355,7 @@ def _read_sections(mapping: Any) -> dict[str, Any]:
     if not isinstance(models, (list, tuple)) or not models:
         raise PoolError(f"models is {brief(models)}; expected {_MODELS.expected}")
     values["models"] = tuple(_read_model(item, f"models[{i}]") for i, item in enumerate(models))
-    for key, section in (("context", Context), ("fallback", Fallback), ("breaker", Breaker), ("budgets", Budgets)):
+    for key, section in _SECTIONS.items():
         values[key] = build(section, _or_empty(values.get(key)), key)
     for key in ("tasks", "segments"):
         rules = _or_empty(values.get(key))

@@ -6,10 +6,10 @@ import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,15 @@ from numpy.typing import NDArray
 from router_ml import artifact
 from router_ml.artifact import Artifact
 from router_ml.embedding import Encoder
+from router_ml.errors import PoolError
 from router_ml.features import extract, extract_many
-from router_ml.policy import Choice, Policy
+from router_ml.plan import Plan, escalation_plan
+from router_ml.policy import Choice, Live, Policy
 from router_ml.pool import ModelPool
-from router_ml.request import Candidate, Evidence, RouteDecision, RouteRequest, Trace, read_trace
+from router_ml.request import Candidate, Evidence, RouteDecision, RouteRequest, Trace, VerifierSpec, read_trace
+
+if TYPE_CHECKING:
+    from router_ml.cascade import Cascade
 
 Array = NDArray[np.float64]
 RequestLike = RouteRequest | str | Sequence[Mapping[str, Any]] | Mapping[str, Any]
@@ -31,39 +36,75 @@ _candidate: Callable[[tuple[Any, ...]], Candidate] = partial(tuple.__new__, Cand
 BATCH = 512  # requests worked on at once: bounds memory, loses no speed
 
 
+class Reading(NamedTuple):
+    """All that is known of a request before a model is chosen; deciding again from it costs no prediction.
+
+    ``features`` is (F,), ``embedding`` (E,). ``p`` is P(success), ``cost`` expected USD of a call without any prompt
+    cache, ``tokens`` the expected output where the classifier predicts it; each per model, in pool order.
+    """
+
+    request: RouteRequest
+    trace: Trace
+    features: Array
+    embedding: NDArray[np.float32]
+    p: list[float]
+    cost: list[float]
+    tokens: list[float] | None
+    novelty: float
+
+
 class Router:
     """A trained router over a pool of models.
 
     :param parts: what ``artifact.load`` read.
+    :param pool: used in place of the artifact's own, for other prices, limits, rules or fewer models.
     :param seed: seed of exploration, used only if the pool asks for any.
+    :raises PoolError: if ``pool`` has a model that the router was not trained for.
     """
 
-    def __init__(self, parts: Artifact, *, seed: int | None = None) -> None:
-        self.pool: ModelPool = parts.pool
-        self.models: tuple[str, ...] = parts.pool.names
+    def __init__(self, parts: Artifact, *, pool: ModelPool | None = None, seed: int | None = None) -> None:
+        self._parts = parts
+        self.pool: ModelPool = parts.pool if pool is None else pool
+        self.models: tuple[str, ...] = self.pool.names
         self.manifest: dict[str, Any] = parts.manifest
         self.encoder: Encoder = parts.encoder
         self.classifier = parts.classifier
-        self._policy = Policy(parts.pool)
+        if self.models != parts.pool.names:
+            self.classifier = parts.classifier.select(_columns(parts.pool.names, self.models))
+        self._policy = Policy(self.pool)
         self._rng = random.Random(seed)
         self._version = str(parts.manifest["router_version"])
         self._by_tokens = parts.manifest["cost_unit"] == "output_tokens"
         evidence = parts.manifest.get("evidence", {})
         self._kind, self._note = str(evidence.get("kind", "measured")), str(evidence.get("note", ""))
-        self._n_outcomes = [int(n) for n in parts.classifier.n_outcomes]
-        self._escalation = self.models.index(parts.pool.escalation_model)
-        self._prices = [_prices(spec) for spec in parts.pool.models]
-        self._params = [spec.params for spec in parts.pool.models]
+        self._n_outcomes = [int(n) for n in self.classifier.n_outcomes]
+        self._escalation = self.models.index(self.pool.escalation_model)
+        self._prices = [_prices(spec) for spec in self.pool.models]
+        self._params = [spec.params for spec in self.pool.models]
+        self.shortest_reliable = min(self.pool.reliable_tokens(s) / s.token_factor for s in self.pool.models)
 
     @classmethod
-    def load(cls, path: str | Path | None = None, *, encoder: Encoder | None = None, seed: int | None = None) -> Router:
+    def load(
+        cls, path: str | Path | None = None, *, pool: ModelPool | None = None, encoder: Encoder | None = None,
+        seed: int | None = None,
+    ) -> Router:  # fmt: skip
         """Read a saved router.
 
         :param path: the artifact's folder; None: the bundled router.
+        :param pool: used in place of the artifact's own: other prices, limits and rules, or fewer models.
         :param encoder: needed only if the router was trained with an encoder that the artifact cannot name.
         :raises ArtifactError: if the folder cannot be trusted or read.
+        :raises PoolError: if ``pool`` has a model that the router was not trained for.
         """
-        return cls(artifact.load(path if path is not None else bundled_router_path(), encoder=encoder), seed=seed)
+        parts = artifact.load(path if path is not None else bundled_router_path(), encoder=encoder)
+        return cls(parts, pool=pool, seed=seed)
+
+    def with_pool(self, pool: ModelPool) -> Router:
+        """The same trained router over another pool.
+
+        :raises PoolError: if ``pool`` has a model that the router was not trained for.
+        """
+        return Router(self._parts, pool=pool)
 
     def predict(self, request: RequestLike) -> RouteDecision:
         """Decide where one request goes.
@@ -71,12 +112,61 @@ class Router:
         :raises RequestError: if the request cannot be read.
         :raises NoEligibleModelError: if guards exclude every model.
         """
+        return self.decide(self.read(request))
+
+    def read(self, request: RequestLike) -> Reading:
+        """Represent one request and predict; the choice is left to ``decide``.
+
+        :raises RequestError: if the request cannot be read.
+        """
         read = RouteRequest.of(request)
         trace = read_trace(read)
-        p, cost, novelty = self.classifier.predict_one(
-            extract(read, trace), self.encoder.encode((trace.user_text,))[0], read.task
+        features, embedding = extract(read, trace), self.encoder.encode((trace.user_text,))[0]
+        p, predicted, novelty = self.classifier.predict_one(features, embedding, read.task)
+        return Reading(read, trace, features, embedding, p, *self._cost(trace, predicted), novelty)
+
+    def decide(self, reading: Reading, live: Live | None = None) -> RouteDecision:
+        """Choose a model for a request that was read.
+
+        :param live: what is known of the models at this moment; None: nothing.
+        :raises NoEligibleModelError: if guards exclude every model. :raises BudgetExceededError: if a cap does.
+        """
+        choice = self._policy.decide(
+            reading.request, reading.trace, reading.p, reading.cost, reading.tokens, rng=self._rng, live=live
         )
-        return self._decide(read, trace, p, cost, novelty)
+        return self._decision(choice, reading.request, reading.p, reading.novelty)
+
+    def alternative(self, reading: Reading, live: Live) -> str:
+        """The model to call in place of those that failed, which ``live.unavailable`` names. Nothing is explored.
+
+        :raises NoEligibleModelError: if none is left. :raises BudgetExceededError: if a cap forbids all that are.
+        """
+        choice = self._policy.decide(reading.request, reading.trace, reading.p, reading.cost, reading.tokens, live=live)
+        return self.models[choice.model]
+
+    @cached_property
+    def cascade(self) -> Cascade:
+        """What ``complete`` acts through. Set it to one of your own for a log, telemetry or shared state.
+
+        Without that, it logs to the URL in the environment variable ``ROUTER_ML_LOG``, if there is one.
+        """
+        from router_ml.cascade import Cascade
+        from router_ml.live import LiveRouter
+
+        log = None
+        if url := os.environ.get("ROUTER_ML_LOG"):
+            from router_ml.outcomes import OutcomeLog
+
+            log = OutcomeLog(url)
+        return Cascade(LiveRouter(self, log=log))
+
+    def complete(self, request: RequestLike, **arguments: Any) -> Any:
+        """Decide, call, check, escalate; see ``router_ml.complete``, which takes the same arguments."""
+        return self.cascade.complete(request, **arguments)
+
+    async def acomplete(self, request: RequestLike, **arguments: Any) -> Any:
+        """``complete`` for asyncio."""
+        return await self.cascade.acomplete(request, **arguments)
 
     def predict_batch(self, requests: Iterable[RequestLike]) -> list[RouteDecision]:
         """Decide for many requests; equal to ``predict`` on each."""
@@ -138,25 +228,29 @@ class Router:
     ) -> RouteDecision:
         cost, tokens = self._cost(trace, predicted)
         choice = self._policy.decide(request, trace, p, cost, tokens, rng=self._rng)
-        return self._decision(choice, p, novelty)
+        return self._decision(choice, request, p, novelty)
 
-    def _decision(self, choice: Choice, p: list[float], novelty: float) -> RouteDecision:
+    def _decision(self, choice: Choice, request: RouteRequest, p: list[float], novelty: float) -> RouteDecision:
         index = choice.model
         model = self.models[index]
         costs = choice.expected_cost_usd
+        plan = Plan((index,), p[index], costs[index])
+        if request.verifier is not None and choice.excluded[self._escalation] is None:
+            spec = request.verifier if isinstance(request.verifier, VerifierSpec) else request.verifier.spec
+            plan = escalation_plan(index, self._escalation, p, costs, spec)
         rows = zip(self.models, p, costs, choice.latency_s, choice.excluded, strict=True)
         return RouteDecision(
             decision_id=os.urandom(16).hex(),
             model=model,
             confidence=p[index],
-            plan_confidence=p[index],
+            plan_confidence=plan.p_success,
             escalated=choice.escalated,
             degraded=choice.degraded,
             reason=choice.reason,
             candidates=tuple(map(_candidate, rows)),
-            plan=(model,),
+            plan=tuple([self.models[stage] for stage in plan.models]),
             params=self._params[index],
-            expected_cost_usd=costs[index],
+            expected_cost_usd=plan.expected_cost_usd,
             baseline_cost_usd=costs[self._escalation],
             propensity=choice.propensity,
             evidence=Evidence(
@@ -177,6 +271,35 @@ def predict_route(request: RequestLike, *, router: Router | None = None) -> Rout
     return (router if router is not None else _bundled()).predict(request)
 
 
+def complete(
+    request: RequestLike, *, router: Router | None = None, stream: bool = False, timeout_s: float = 30.0, **params: Any
+) -> Any:
+    """Decide where a request goes, call that model through litellm, check the answer, escalate, survive errors.
+
+    :param request: as for ``predict_route``. A ``verifier`` in it checks the answer: rejected, the next stage of the
+        plan answers.
+    :param router: None: the bundled one. What it acts with besides, such as the outcome log, is ``router.cascade``.
+    :param stream: whether to stream; then a ``CompletionStream`` comes back, which is iterated for chunks.
+    :param timeout_s: most seconds that one attempt may take.
+    :param params: go through to the provider, in OpenAI's names: ``temperature``, ``max_tokens``, ``tools``,
+        ``response_format`` and so on. What a provider does not take is translated or dropped, with one warning.
+    :return: a ``Completion``: the answer with its decision, attempts and cost.
+    :raises RequestError: if the request cannot be read.
+    :raises NoEligibleModelError: if guards exclude every model. :raises BudgetExceededError: if a cap forbids the call.
+    :raises AttemptsFailedError: if every model that was tried failed.
+    """
+    chosen = router if router is not None else _bundled()
+    return chosen.complete(request, stream=stream, timeout_s=timeout_s, **params)
+
+
+async def acomplete(
+    request: RequestLike, *, router: Router | None = None, stream: bool = False, timeout_s: float = 30.0, **params: Any
+) -> Any:
+    """``complete`` for asyncio; a stream is an ``AsyncCompletionStream``."""
+    chosen = router if router is not None else _bundled()
+    return await chosen.acomplete(request, stream=stream, timeout_s=timeout_s, **params)
+
+
 @cache
 def _bundled() -> Router:
     return Router.load()
@@ -187,6 +310,15 @@ def bundled_router_path() -> Path:
     package = Path(__file__).resolve().parent
     installed = package / "models" / "default"
     return installed if installed.is_dir() else package.parent / "models" / "default"
+
+
+def _columns(trained: tuple[str, ...], wanted: tuple[str, ...]) -> list[int]:
+    unknown = [name for name in wanted if name not in trained]
+    if unknown:
+        raise PoolError(
+            f"the router was not trained for {unknown}, only for {list(trained)}; train it, or change the pool"
+        )
+    return [trained.index(name) for name in wanted]
 
 
 def _prices(spec: Any) -> tuple[float, float, float]:

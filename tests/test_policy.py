@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from router_ml.errors import NoEligibleModelError, RequestError, RouterError
-from router_ml.policy import Choice, Policy
+from router_ml.policy import Choice, Live, Policy
 from router_ml.pool import Budgets, ModelPool, ModelSpec, Rule
 from router_ml.request import ReasonCode, RouteRequest, Trace
 
@@ -120,7 +120,7 @@ def test_an_excluded_model_is_not_chosen_and_its_sentence_is_kept() -> None:
 
 def test_no_eligible_model_is_an_error_with_a_reason_for_every_model() -> None:
     with pytest.raises(NoEligibleModelError) as info:
-        decide(ask(allow=["a/small"]), unavailable={"a/small": "breaker open"})
+        decide(ask(allow=["a/small"]), live=Live(unavailable={"a/small": "breaker open"}))
     assert info.value.excluded == {
         "a/small": "unavailable: breaker open",
         **dict.fromkeys(NAMES[1:], "the request does not allow it"),
@@ -430,7 +430,7 @@ def test_a_decision_takes_an_eligible_model_or_explains_every_exclusion(
     request: RouteRequest, trace: Trace, p: Any, cost: Any, down: set[str]
 ) -> None:
     try:
-        choice = POLICY.decide(request, trace, p, cost, unavailable=dict.fromkeys(down, "down"))
+        choice = POLICY.decide(request, trace, p, cost, live=Live(unavailable=dict.fromkeys(down, "down")))
     except NoEligibleModelError as exc:
         sentences = exc.excluded
         assert tuple(sentences) == NAMES

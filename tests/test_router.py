@@ -129,7 +129,13 @@ def test_the_confidence_is_that_of_the_chosen_model(bundled: Router) -> None:
     for decision in bundled.predict_batch(VARIED):
         chosen = next(c for c in decision.candidates if c.model == decision.model)
         dearest = next(c for c in decision.candidates if c.model == bundled.pool.escalation_model)
-        assert (decision.confidence, decision.expected_cost_usd) == (chosen.p_success, chosen.expected_cost_usd)
+        assert decision.confidence == chosen.p_success
+        if len(decision.plan) == 1:
+            assert (decision.plan_confidence, decision.expected_cost_usd) == (chosen.p_success, chosen.expected_cost_usd)
+        else:  # what a second stage adds, in probability and in cost
+            assert decision.plan == (decision.model, bundled.pool.escalation_model)
+            assert decision.plan_confidence >= 0.9 * chosen.p_success
+            assert decision.expected_cost_usd > chosen.expected_cost_usd
         assert decision.baseline_cost_usd == dearest.expected_cost_usd
         assert decision.params == bundled.pool.spec(decision.model).params
 

@@ -148,7 +148,7 @@ class PromptLength:
 
     def fit(self, requests: Requests, score: FloatArray, cost: FloatArray) -> Self:
         """Learn slope and intercept per model."""
-        length = _lengths(requests)
+        length = requests.characters
         log_length = np.log1p(length)
         self.centre_, self.scale_ = float(log_length.mean()), float(log_length.std()) or 1.0
         self.p_, self.c_ = success_means(score), cost_means(cost)
@@ -160,7 +160,7 @@ class PromptLength:
     def predict(self, requests: Requests) -> Prediction:
         """Predict from length alone; beyond the longest training prompt the cost stays level."""
         check_fitted(self, "cost_lines_")
-        length = _lengths(requests)
+        length = requests.characters
         x = (np.log1p(length) - self.centre_) / self.scale_
         p = np.tile(self.p_, (length.size, 1))
         for model, (slope, intercept) in self.success_lines_.items():
@@ -274,10 +274,6 @@ def _neighbour_means(values: FloatArray, near: IntArray, unknown: FloatArray) ->
         mean = np.nansum(found, axis=1) / np.maximum(count, 1)
         means[start : start + block] = np.where(count > 0, mean, unknown)
     return means
-
-
-def _lengths(requests: Requests) -> FloatArray:
-    return np.array([len(text) for text in requests.texts], dtype=np.float64)
 
 
 def _rising_line(length: FloatArray, cost: FloatArray, mean: float) -> tuple[float, float]:

@@ -15,13 +15,11 @@ import numpy as np
 from router_ml.embedding import Encoder
 from router_ml.errors import TableError
 from router_ml.pool import ModelPool
-from router_ml.request import RouteRequest, read_trace
 from training.evaluation import N_FOLDS
-from training.fitting import fit, represent, train_router
-from training.judging import Judged, judge_router
+from training.fitting import fit, represent_table, train_router
+from training.judging import Judged, judge_router, requests_of
 from training.metrics import successes
 from training.outcome_table import OutcomeTable, group_folds
-from training.prediction import Requests
 
 CROSS_VALIDATED = 5_000  # requests up to which every fold is held out once; above, one fold is
 FEWEST_GROUPS = 10  # a fold held out, and inner folds of what is left
@@ -37,7 +35,7 @@ def cross_validate(table: OutcomeTable, encoder: Encoder, *, n_folds: int = N_FO
     """
     fold = group_folds(table.group, n_folds, seed)
     score, cost = table.dense("score"), table.dense("cost_usd")
-    representation = represent(table.prompts, encoder)
+    representation = represent_table(table, encoder)
     p, c = np.zeros(score.shape), np.zeros(score.shape)
     for held_out in range(n_folds):
         rest, rows = np.flatnonzero(fold != held_out), np.flatnonzero(fold == held_out)
@@ -46,7 +44,6 @@ def cross_validate(table: OutcomeTable, encoder: Encoder, *, n_folds: int = N_FO
             [table.task[i] for i in rest], [table.group[i] for i in rest], seed,
         )  # fmt: skip
         p[rows], c[rows] = fitted.predict(representation.select(rows), [table.task[i] for i in rows])
-    texts = [read_trace(RouteRequest(prompt)).user_text for prompt in table.prompts]
     return Judged(
         models=table.models,
         success=successes(score),
@@ -54,7 +51,7 @@ def cross_validate(table: OutcomeTable, encoder: Encoder, *, n_folds: int = N_FO
         cost=cost,
         p=p,
         c=c,
-        requests=Requests(texts, table.task, representation.embedding.astype(np.float64)),
+        requests=requests_of(table, representation),
         group=table.group_codes,
         fold=fold,
     )

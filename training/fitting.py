@@ -14,13 +14,14 @@ import router_ml
 from router_ml import artifact
 from router_ml.classifier import SuccessClassifier
 from router_ml.embedding import Encoder, StaticEncoder
-from router_ml.errors import TableError
+from router_ml.errors import EncoderMismatchError, TableError
 from router_ml.features import FEATURE_NAMES, extract_many
 from router_ml.pool import ModelPool, ModelSpec
 from router_ml.request import ABILITIES, RouteRequest, read_trace
 from router_ml.router import Router, bundled_router_path
 from training.estimator import CostEstimator, RequestMap, SuccessEstimator
 from training.outcome_columns import Prompt
+from training.outcome_stored import Stored
 from training.outcome_table import OutcomeTable
 
 Array = NDArray[np.float64]
@@ -79,6 +80,44 @@ def represent(prompts: Sequence[Prompt], encoder: Encoder) -> Representation:
     return Representation(np.concatenate(features), np.concatenate(vectors))
 
 
+def represent_table(table: OutcomeTable, encoder: Encoder, rows: NDArray[Any] | None = None) -> Representation:
+    """Represent requests of a table: those without a prompt as they were when they were logged.
+
+    :param rows: indices of requests; None: all.
+    :raises EncoderMismatchError: if another encoder made the stored embeddings.
+    :raises TableError: if the stored features are not those of this version.
+    """
+    indices = np.arange(table.n_requests) if rows is None else rows
+    if table.stored is None:
+        return represent([table.prompts[i] for i in indices], encoder)
+    _check_stored(table.stored, encoder)
+    row = table.stored.row[indices]
+    held = row >= 0
+    written = represent([table.prompts[i] for i in indices[~held]], encoder)
+    out = Representation(
+        np.empty((len(indices), len(FEATURE_NAMES)), np.float32), np.empty((len(indices), encoder.dim), np.float32)
+    )
+    for target, stored, fresh in zip(out, table.stored[:2], written, strict=True):
+        target[held], target[~held] = stored[row[held]], fresh
+    return out
+
+
+def _check_stored(stored: Stored, encoder: Encoder) -> None:
+    if stored.encoder != encoder.fingerprint:
+        raise EncoderMismatchError(
+            f"the outcome table holds embeddings of encoder {stored.encoder[:12]} in place of prompts, and this is "
+            f"encoder {encoder.fingerprint[:12]}; expected the encoder of the router that logged them"
+        )
+    widths = {"features": (stored.features, len(FEATURE_NAMES)), "embedding": (stored.embedding, encoder.dim)}
+    wrong = [
+        f"column {name} has {found.shape[1]} numbers; expected {width}: another version logged them"
+        for name, (found, width) in widths.items()
+        if found.shape[1] != width
+    ]
+    if wrong:
+        raise TableError("outcome table", wrong)
+
+
 def fit(
     representation: Representation, score: Array, cost: Array, tasks: Sequence[str | None] | None = None,
     groups: Sequence[str] | None = None, seed: int = 0, success_score: float = 0.5,
@@ -100,11 +139,11 @@ def fit_table(
     rng = np.random.default_rng(seed)
     n = table.n_requests
     rows = np.sort(rng.choice(n, min(n, MAP_SAMPLE), replace=False))
-    sample = represent([table.prompts[i] for i in rows], encoder).joined
+    sample = represent_table(table, encoder, rows).joined
     request_map = _fit_map(sample, seed)
     phi = np.empty((n, len(request_map.kernel_.components_)), dtype=np.float32)
     for start in range(0, n, CHUNK):
-        chunk = represent(table.prompts[start : start + CHUNK], encoder).joined
+        chunk = represent_table(table, encoder, np.arange(start, min(start + CHUNK, n))).joined
         phi[start : start + CHUNK] = request_map.transform(chunk)
     return _fit_estimators(request_map, phi, sample, score, cost, table.task, table.group, seed, success_score)
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from router_ml.errors import NoEligibleModelError, TableError
+from router_ml.features import FEATURE_NAMES
 from router_ml.request import RouteRequest, read_trace
-from router_ml.router import Router
+from router_ml.router import Reading, Router
 from training.comparison import REFUSED
 from training.cost_quality import complete_grid
+from training.fitting import Representation, represent_table
 from training.metrics import FloatArray, IntArray
 from training.outcome_table import OutcomeTable
 from training.prediction import Requests
+
+NOT_LOGGED = "(the text was not logged)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +57,7 @@ class Judged:
                 [text for r in requests for text in r.texts],
                 [task for r in requests for task in r.tasks],
                 np.vstack([r.embedding for r in requests]),
+                np.concatenate([r.characters for r in requests]),
             ),
             group=np.concatenate([part.group for part in parts]),
             fold=np.repeat(np.arange(len(parts)), [len(part.group) for part in parts]),
@@ -78,12 +83,8 @@ def judge_router(router: Router, table: OutcomeTable) -> Judged:
     score, cost = table.dense("score")[:, columns], table.dense("cost_usd")[:, columns]
     rows, priced = complete_grid(score, cost)
     allowed = [name for name, kept in zip(models, priced, strict=True) if kept or not rows.any()]
-    requests = [
-        RouteRequest(prompt, task=task, segment=segment, allow=allowed)
-        for prompt, task, segment in zip(table.prompts, table.task, table.segment, strict=True)
-    ]
-    texts = [read_trace(request).user_text for request in requests]
-    p, c, called = _decide(router, requests)
+    representation = represent_table(table, router.encoder)
+    p, c, called = _decide(router, _readings(router, table, representation, allowed))
     column = {own[place]: place for place in range(len(models))} | {REFUSED: REFUSED}
     return Judged(
         models=models,
@@ -92,28 +93,58 @@ def judge_router(router: Router, table: OutcomeTable) -> Judged:
         cost=cost,
         p=p[:, own],
         c=c[:, own],
-        requests=Requests(texts, table.task, router.encoder.encode(texts).astype(np.float64)),
+        requests=requests_of(table, representation),
         group=table.group_codes,
         chosen=np.array([column[model] for model in called], dtype=np.intp),
     )
 
 
-def _decide(router: Router, requests: Sequence[RouteRequest]) -> tuple[FloatArray, FloatArray, list[int]]:
+def requests_of(table: OutcomeTable, representation: Representation) -> Requests:
+    """What baselines may look at. The length of a text that was not logged is read off its features."""
+    texts = [read_trace(RouteRequest(prompt)).user_text if prompt else "" for prompt in table.prompts]
+    lengths = np.array([len(text) for text in texts], dtype=np.float64)
+    if table.stored is not None:
+        held = table.stored.row >= 0
+        lengths[held] = np.expm1(representation.features[held, FEATURE_NAMES.index("n_chars")].astype(np.float64))
+    return Requests(texts, table.task, representation.embedding.astype(np.float64), lengths)
+
+
+def _readings(
+    router: Router, table: OutcomeTable, representation: Representation, allowed: Sequence[str]
+) -> Iterator[Reading]:
+    """What the router reads of each request; of one whose text was not logged, what it read then."""
+    tokens = table.dense("input_tokens")
+    known = ~np.isnan(tokens)
+    mean_tokens = np.where(known, tokens, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+    for i, (prompt, task, segment) in enumerate(zip(table.prompts, table.task, table.segment, strict=True)):
+        request = RouteRequest(prompt or NOT_LOGGED, task=task, segment=segment, allow=allowed)
+        if prompt:
+            yield router.read(request)
+            continue
+        trace = read_trace(request)._replace(user_text="", last_user_text="", input_tokens=round(mean_tokens[i]))
+        features, embedding = representation.features[i].astype(np.float64), representation.embedding[i]
+        p, predicted, novelty = router.classifier.predict_one(features, embedding, task)
+        yield Reading(request, trace, features, embedding, p, *router._cost(trace, predicted), novelty)
+
+
+def _decide(router: Router, readings: Iterable[Reading]) -> tuple[FloatArray, FloatArray, list[int]]:
     """P(success) and expected cost of every model of the router, and the one it calls, ``REFUSED`` where none."""
-    shape = (len(requests), len(router.models))
-    p, c = np.zeros(shape), np.zeros(shape)
+    p: list[list[float]] = []
+    c: list[list[float]] = []
     called = []
-    for row, request in enumerate(requests):
+    for reading in readings:
         try:
-            decision = router.predict(request)
+            decision = router.decide(reading)
         except NoEligibleModelError:
-            p[row], c[row] = router.predict_proba([request])[0], router.predict_cost([request])[0]
+            p.append(reading.p)
+            c.append(reading.cost)
             called.append(REFUSED)
         else:
-            p[row] = [candidate.p_success for candidate in decision.candidates]
-            c[row] = [candidate.expected_cost_usd for candidate in decision.candidates]
+            p.append([candidate.p_success for candidate in decision.candidates])
+            c.append([candidate.expected_cost_usd for candidate in decision.candidates])
             called.append(router.models.index(decision.model))
-    return p, c, called
+    shape = (len(called), len(router.models))
+    return np.array(p).reshape(shape), np.array(c).reshape(shape), called
 
 
 def _concat_chosen(parts: Sequence[Judged]) -> IntArray | None:

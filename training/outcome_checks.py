@@ -26,6 +26,7 @@ from training.outcome_columns import (
     Problem,
     Prompt,
 )
+from training.outcome_stored import VECTOR_COLUMNS, Stored, Vectors, is_held
 
 LABELS = ("task", "source", "group", "segment")
 NOT_NEGATIVE = ("cost_usd", "input_tokens", "output_tokens", "latency_s", "turns", "tool_calls")
@@ -38,7 +39,7 @@ class CheckedRows(NamedTuple):
     """Rows that keep the contract, sorted by request, then model; requests in the order of their first row.
 
     ``request`` and ``model`` are (n_rows,) indices into ``request_ids`` and ``models``; ``numbers`` are (n_rows,)
-    float64; ``prompts`` and ``labels`` have one entry per request.
+    float64; ``prompts`` and ``labels`` have one entry per request. A prompt is "" where a representation is stored.
     """
 
     request_ids: list[str]
@@ -48,6 +49,7 @@ class CheckedRows(NamedTuple):
     request: IntArray
     model: IntArray
     numbers: dict[str, FloatArray]
+    stored: Stored | None
 
 
 def check_rows(sets: Sequence[ColumnSet]) -> CheckedRows:
@@ -57,7 +59,8 @@ def check_rows(sets: Sequence[ColumnSet]) -> CheckedRows:
     """
     rows = _Rows(sets)
     content, contents = _contents(rows)
-    _check_cells(rows, content)
+    whole = _stored_rows(rows)
+    _check_cells(rows, content, whole)
     ids, names = rows.text["request_id"], rows.text["model"]
     known = np.flatnonzero((ids.codes >= 0) & (names.codes >= 0))  # all rows, unless the table is refused below
     request, id_codes = _by_appearance(ids.codes[known])
@@ -65,6 +68,7 @@ def check_rows(sets: Sequence[ColumnSet]) -> CheckedRows:
     _check_repeats(rows, known, request * max(len(name_codes), 1) + model)
     prompt = _per_request(rows, known, request, content, "prompt")
     labels = {name: _per_request(rows, known, request, rows.text[name].codes, name) for name in LABELS}
+    stored = _stored(rows, known, request, prompt, whole)
     rows.raise_if_bad()
     if len(name_codes) > MAX_MODELS:
         found = f"column model holds {len(name_codes)} distinct names; expected at most {MAX_MODELS}: is it the model?"
@@ -72,12 +76,13 @@ def check_rows(sets: Sequence[ColumnSet]) -> CheckedRows:
     order = np.lexsort((model, request))
     return CheckedRows(
         request_ids=[ids.values[code] for code in id_codes.tolist()],
-        prompts=[contents[code] for code in prompt.tolist()],
+        prompts=[contents[code] if code >= 0 else "" for code in prompt.tolist()],
         labels={name: _labels(codes, rows.text[name].values) for name, codes in labels.items()},
         models=tuple(names.values[code] for code in name_codes.tolist()),
         request=request[order],
         model=model[order],
         numbers={name: values[order] for name, values in rows.numbers.items()},
+        stored=stored,
     )
 
 
@@ -86,6 +91,17 @@ class _Text(NamedTuple):
 
     codes: IntArray
     values: list[str]
+
+
+class _Vectors(NamedTuple):
+    """A vector column of all files: ``rows`` (n_held,), rising, that are not null, and their values (n_held, width)."""
+
+    rows: IntArray
+    values: Vectors
+
+    def of(self, rows: IntArray) -> Vectors:
+        """Those of rows that are held."""
+        return self.values[np.searchsorted(self.rows, rows)]
 
 
 class _Rows:
@@ -99,6 +115,7 @@ class _Rows:
         self._file = np.repeat(np.arange(len(sets)), self._counts)
         self._row = np.concatenate([np.empty(0, np.int64), *(columns.rows for columns in sets)])
         self._found = [(file, problem) for file, columns in enumerate(sets) for problem in columns.problems]
+        self.vectors = {name: self._vectors(name) for name in VECTOR_COLUMNS}
         self._reported: set[tuple[int, int, str | None]] = {(file, p.row, p.column) for file, p in self._found}
 
     def _text(self, name: str) -> _Text:
@@ -115,6 +132,22 @@ class _Rows:
     def _numbers(self, name: str) -> FloatArray:
         pairs = zip(self._sets, self._counts, strict=True)
         return np.concatenate([np.empty(0), *(columns.numbers.get(name, np.full(n, np.nan)) for columns, n in pairs)])
+
+    def _vectors(self, name: str) -> _Vectors:
+        rows, values, width = [np.empty(0, np.int64)], [], 0
+        for file, (columns, start) in enumerate(zip(self._sets, np.cumsum([0, *self._counts]), strict=False)):
+            vectors = columns.vectors.get(name)
+            if vectors is None or not vectors.shape[1]:
+                continue
+            width = width or vectors.shape[1]
+            if vectors.shape[1] != width:
+                text = f"column {name} has {vectors.shape[1]} numbers in a row; expected {width}, as in the file before"
+                self._found.append((file, Problem(0, name, text)))
+                continue
+            held = is_held(vectors)
+            rows.append(start + np.flatnonzero(held))
+            values.append(vectors[held])
+        return _Vectors(np.concatenate(rows), np.concatenate(values) if values else np.empty((0, 0), np.float32))
 
     def place(self, row: int) -> str:
         return f"{self._sets[self._file[row]].label} row {self._row[row]}"
@@ -169,10 +202,43 @@ def _contents(rows: _Rows) -> tuple[IntArray, list[Prompt]]:
     return np.where(messages.codes >= 0, code_of_text[messages.codes], prompt.codes), contents
 
 
-def _check_cells(rows: _Rows, content: IntArray) -> None:
+def _stored_rows(rows: _Rows) -> IntArray:
+    """Rows that hold a whole representation, rising."""
+    features, embedding = (rows.vectors[name].rows for name in VECTOR_COLUMNS)
+    held: IntArray = np.intersect1d(features, embedding, assume_unique=True)
+    return held[rows.text["encoder"].codes[held] >= 0]
+
+
+def _stored(rows: _Rows, known: IntArray, request: IntArray, prompt: IntArray, whole: IntArray) -> Stored | None:
+    """The representation of each request that has no prompt; rows that contradict each other are refused."""
+    request_of = np.full(len(rows.text["request_id"].codes), -1)
+    request_of[known] = request
+    used = whole[request_of[whole] >= 0]
+    used = used[prompt[request_of[used]] < 0]
+    if not len(used):
+        return None
+    encoder = rows.text["encoder"]
+    several = np.flatnonzero(encoder.codes[used] != encoder.codes[used[0]])
+    expected = encoder.values[encoder.codes[used[0]]]
+    rows.refuse(
+        used[several], "encoder",
+        lambda row: f"is {encoder.values[encoder.codes[row]][:12]}; expected one encoder, {expected[:12]}, in all rows",
+    )  # fmt: skip
+    which, first = np.unique(request_of[used], return_index=True)
+    position = np.full(len(prompt), -1, dtype=np.int32)
+    position[which] = np.arange(len(which), dtype=np.int32)
+    chosen = [rows.vectors[name].of(used[first]) for name in VECTOR_COLUMNS]
+    for name, values in zip(VECTOR_COLUMNS, chosen, strict=True):
+        other = used[(rows.vectors[name].of(used) != values[position[request_of[used]]]).any(axis=1)]
+        rows.refuse(other, name, lambda _: "is not that of the same request_id before; expected one per request_id")
+    return Stored(chosen[0], chosen[1], expected, position)
+
+
+def _check_cells(rows: _Rows, content: IntArray, whole: IntArray) -> None:
     for name in ("request_id", "model"):
         rows.refuse(rows.text[name].codes < 0, name, lambda _: "is missing or empty; expected text")
     nothing = (content < 0) & (rows.text["messages"].codes < 0)
+    nothing[whole] = False
     missing = "is missing or empty, and there are no messages; expected one of them"
     rows.refuse(nothing, "prompt", lambda _: missing, instead="messages")
     score = rows.numbers["score"]

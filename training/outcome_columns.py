@@ -18,14 +18,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from training.outcome_stored import STORED_COLUMNS, VECTOR_COLUMNS, Vectors, stack, vector_of
+
 TEXT_TYPE = pa.dictionary(pa.int32(), pa.large_string())  # 64-bit offsets: the texts of a table may pass 2 GB
 
 REQUIRED = ("request_id", "model", "score")
-TEXT_COLUMNS = ("request_id", "prompt", "messages", "model", "task", "source", "group", "segment")
+TEXT_COLUMNS = ("request_id", "prompt", "messages", "model", "task", "source", "group", "segment", "encoder")
 NUMBER_COLUMNS = (
     "score", "cost_usd", "input_tokens", "output_tokens", "latency_s", "turns", "tool_calls", "timestamp", "propensity",
 )  # fmt: skip
-KNOWN = TEXT_COLUMNS + NUMBER_COLUMNS
+KNOWN = TEXT_COLUMNS + NUMBER_COLUMNS + VECTOR_COLUMNS
 
 NULL_NUMBERS = frozenset({"", "nan", "null", "none", "na", "n/a"})
 
@@ -50,12 +52,14 @@ class ColumnSet:
     :param rows: (n,) data row number, from 1, of each row held here.
     :param text: column -> (n,) chunked array of ``TEXT_TYPE``, ``messages`` as JSON text. Absent columns are missing.
     :param numbers: column -> (n,) float64, NaN for null. Absent columns are missing.
+    :param vectors: column -> (n, width) float32, NaN for null. Absent columns are missing.
     """
 
     label: str
     rows: IntArray
     text: dict[str, pa.ChunkedArray] = field(default_factory=dict)
     numbers: dict[str, FloatArray] = field(default_factory=dict)
+    vectors: dict[str, Vectors] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -73,16 +77,29 @@ def columns_of_lists(lists: Mapping[str, Sequence[Any] | npt.NDArray[Any]], labe
         return out
     if not n_rows:
         out.problems.append(Problem(0, "", "there are no rows"))
-    known = {name: values.tolist() if isinstance(values, np.ndarray) else values for name, values in lists.items()}
+    known: dict[str, Any] = {
+        name: values.tolist() if isinstance(values, np.ndarray) and name not in VECTOR_COLUMNS else values
+        for name, values in lists.items()
+    }
     append_values(out, {name: known[name] for name in KNOWN if name in known}, out.rows)
+    keep_stored_if_whole(out, lists)
     return out
+
+
+def keep_stored_if_whole(out: ColumnSet, found: Iterable[str]) -> None:
+    """Leave out columns that look like stored representations where a table does not have all of them."""
+    if set(found).issuperset(STORED_COLUMNS):
+        return
+    out.vectors.clear()
+    out.text.pop("encoder", None)
+    out.problems[:] = [problem for problem in out.problems if problem.column not in STORED_COLUMNS]
 
 
 def lacks_columns(out: ColumnSet, found: Iterable[str]) -> bool:
     """Report required columns that are missing or named twice; then the file's rows cannot be judged and are let go."""
     names = list(found)
     missing = [name for name in REQUIRED if name not in names]
-    if "prompt" not in names and "messages" not in names:
+    if "prompt" not in names and "messages" not in names and not set(names).issuperset(STORED_COLUMNS):
         missing.append("prompt (or messages)")
     before = len(out.problems)
     for name in missing:
@@ -91,7 +108,7 @@ def lacks_columns(out: ColumnSet, found: Iterable[str]) -> bool:
         out.problems.append(Problem(0, name, f"column {name} appears {names.count(name)} times"))
     if len(out.problems) == before:
         return False
-    out.rows, out.text, out.numbers = np.empty(0, np.int64), {}, {}
+    out.rows, out.text, out.numbers, out.vectors = np.empty(0, np.int64), {}, {}, {}
     return True
 
 
@@ -100,10 +117,25 @@ def append_values(out: ColumnSet, values: Mapping[str, Sequence[Any]], rows: Int
         if name in NUMBER_COLUMNS:
             earlier = out.numbers.get(name, np.empty(0))
             out.numbers[name] = np.concatenate([earlier, _number_array(out, name, column, rows)])
+        elif name in VECTOR_COLUMNS:
+            _append_vectors(out, name, _convert_each(out, name, column, rows, _vector, None), rows)
         else:
             chunks = out.text[name].chunks if name in out.text else []
             encoded = _text_array(out, name, column, rows).dictionary_encode()
             out.text[name] = pa.chunked_array([*chunks, encoded], type=TEXT_TYPE)
+
+
+def _append_vectors(out: ColumnSet, name: str, cells: Sequence[Vectors | None], rows: IntArray) -> None:
+    earlier = out.vectors.get(name, np.empty((0, 0), dtype=np.float32))
+    block, wrong = stack(cells, earlier.shape[1])
+    out.problems += [Problem(int(rows[i]), name, text) for i, text in wrong.items()]
+    if earlier.shape[1] != block.shape[1]:  # all null so far
+        earlier = np.full((len(earlier), block.shape[1]), np.nan, dtype=np.float32)
+    out.vectors[name] = np.concatenate([earlier, block])
+
+
+def _vector(value: Any, name: str) -> Vectors | None:
+    return vector_of(value)
 
 
 def _number_array(out: ColumnSet, name: str, values: Sequence[Any], rows: IntArray) -> FloatArray:

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from training.outcome_columns import (
     KNOWN,
+    NUMBER_COLUMNS,
     REQUIRED,
     TEXT_COLUMNS,
     TEXT_TYPE,
@@ -30,11 +31,22 @@ from training.outcome_columns import (
     Problem,
     append_values,
     brief,
+    keep_stored_if_whole,
     lacks_columns,
     number_of_text,
 )
+from training.outcome_stored import (
+    VECTOR_COLUMNS,
+    Vectors,
+    as_arrow_lists,
+    as_json_text,
+    of_arrow_lists,
+    stack,
+    vector_of,
+)
 
 CHUNK_ROWS = 50_000
+CHUNK_VECTORS = 5_000  # rows at once where vectors are spelled out
 CSV_BLOCK_BYTES = 1 << 26  # a CSV row must fit in one block, and a prompt of a million tokens takes 4 MB
 
 
@@ -69,6 +81,8 @@ def write_columns(columns: ColumnSet, path: Path) -> None:
             held[name] = columns.text[name]
         elif name in columns.numbers:
             held[name] = pa.chunked_array([pa.array(columns.numbers[name], from_pandas=True)])  # NaN is written as null
+        elif name in columns.vectors:
+            held[name] = as_arrow_lists(columns.vectors[name])
     kept = {name: column for name, column in held.items() if name in REQUIRED or column.null_count < len(column)}
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -94,8 +108,11 @@ def _read_parquet(path: Path) -> ColumnSet:
             column = file.read(columns=[name]).column(name)  # one at a time: bounds what is held twice
             if name in TEXT_COLUMNS:
                 _add_arrow_text(out, name, column)
+            elif name in VECTOR_COLUMNS:
+                _add_arrow_vectors(out, name, column)
             else:
                 _add_arrow_numbers(out, name, column)
+    keep_stored_if_whole(out, schema.names)
     return out
 
 
@@ -127,6 +144,17 @@ def _add_arrow_numbers(out: ColumnSet, name: str, column: pa.ChunkedArray) -> No
         out.numbers[name] = _float_values(column)
     else:
         out.problems.append(Problem(0, name, f"column {name} is {kind}; expected numbers"))
+
+
+def _add_arrow_vectors(out: ColumnSet, name: str, column: pa.ChunkedArray) -> None:
+    lists = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
+    vectors: Vectors | None = None
+    if lists or pa.types.is_fixed_size_list(column.type):
+        vectors = of_arrow_lists(column)
+    if vectors is not None:
+        out.vectors[name] = vectors
+    else:  # JSON text, or a list that is wrong: the slow way says in which row
+        append_values(out, {name: column.to_pylist()}, out.rows)
 
 
 def _float_values(column: pa.ChunkedArray) -> FloatArray:
@@ -181,23 +209,29 @@ def _read_csv(path: Path) -> ColumnSet:
     for name in KNOWN:
         if name in table.column_names:
             _add_csv_column(out, name, table.column(name).unify_dictionaries().combine_chunks())
+    keep_stored_if_whole(out, table.column_names)
     return out
 
 
 def _add_csv_column(out: ColumnSet, name: str, cells: pa.DictionaryArray) -> None:
     codes = cells.indices.fill_null(-1).to_numpy()
-    values: list[str | float] = []
+    values: list[Any] = []
     wrong: dict[int, str] = {}
+    null = "" if name in TEXT_COLUMNS else None if name in VECTOR_COLUMNS else math.nan
     for code, raw in enumerate(cells.dictionary.to_pylist()):
-        value: str | float = "" if name in TEXT_COLUMNS else math.nan
+        value: Any = null
         try:
             text = raw.decode("utf-8")
-            value = text if name in TEXT_COLUMNS else number_of_text(text, name)
+            value = text if null == "" else vector_of(text) if null is None else number_of_text(text, name)
         except UnicodeDecodeError:
             wrong[code] = "is not UTF-8 text"
         except ValueError as exc:
             wrong[code] = str(exc)
         values.append(value)
+    if name in VECTOR_COLUMNS:
+        vectors, other = stack([*values, None])  # code -1, null, is the last
+        out.vectors[name] = vectors[codes]
+        wrong |= other
     if wrong:
         for position in np.flatnonzero(np.isin(codes, list(wrong))).tolist():
             out.problems.append(Problem(int(out.rows[position]), name, wrong[int(codes[position])]))
@@ -205,7 +239,7 @@ def _add_csv_column(out: ColumnSet, name: str, cells: pa.DictionaryArray) -> Non
         indices = pa.array(codes, mask=codes < 0)
         texts = pa.array(values, type=pa.large_string())
         out.text[name] = pa.chunked_array([pa.DictionaryArray.from_arrays(indices, texts)])
-    else:
+    elif name in NUMBER_COLUMNS:
         out.numbers[name] = np.asarray([*values, math.nan], dtype=np.float64)[codes]  # code -1, null, is the last
 
 
@@ -226,6 +260,7 @@ def _read_json_lines(path: Path) -> ColumnSet:
             chunks.append(rows)
     out.rows = np.concatenate([*chunks, out.rows])
     if len(out.rows):
+        keep_stored_if_whole(out, seen)
         lacks_columns(out, seen)
     return out
 
@@ -259,16 +294,25 @@ def _write_parquet(table: pa.Table, path: Path) -> None:
 
 
 def _write_csv(table: pa.Table, path: Path) -> None:
-    schema = _plain_schema(table)
+    schema = _plain_schema(_with_vectors_as_text(table.slice(0, 0)))
     with pa_csv.CSVWriter(path, schema) as writer:
         for batch in _slices(table):
-            writer.write_table(batch.cast(schema))
+            writer.write_table(_with_vectors_as_text(batch).cast(schema))
 
 
 def _slices(table: pa.Table) -> Iterator[pa.Table]:
-    """Pieces small enough that texts may be spelled out once per row."""
-    for start in range(0, table.num_rows, CHUNK_ROWS):
-        yield table.slice(start, CHUNK_ROWS)
+    """Pieces small enough that texts and vectors may be spelled out once per row."""
+    size = CHUNK_ROWS if set(VECTOR_COLUMNS).isdisjoint(table.column_names) else CHUNK_VECTORS
+    for start in range(0, table.num_rows, size):
+        yield table.slice(start, size)
+
+
+def _with_vectors_as_text(table: pa.Table) -> pa.Table:
+    for i, name in enumerate(table.column_names):
+        if name in VECTOR_COLUMNS:
+            texts = [as_json_text(cell) for cell in table.column(i).to_pylist()]
+            table = table.set_column(i, name, pa.array(texts, type=pa.large_string()))
+    return table
 
 
 def _plain_schema(table: pa.Table) -> pa.Schema:
@@ -284,10 +328,11 @@ def _write_json_lines(table: pa.Table, path: Path) -> None:
     encode = json.JSONEncoder(ensure_ascii=False).encode
     with path.open("w", encoding="utf-8", newline="\n") as out:
         for batch in _slices(table):
-            for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            columns = _with_vectors_as_text(batch).columns
+            for values in zip(*(column.to_pylist() for column in columns), strict=True):
                 held = {name: value for name, value in zip(names, values, strict=True) if value is not None}
-                if "messages" in held:
-                    held["messages"] = json.loads(held["messages"])
+                for name in held.keys() & {"messages", *VECTOR_COLUMNS}:
+                    held[name] = json.loads(held[name])
                 out.write(encode(held) + "\n")
 
 

@@ -37,6 +37,7 @@ from training.outcome_columns import (
     columns_of_lists,
 )
 from training.outcome_files import read_columns, write_columns
+from training.outcome_stored import VECTOR_COLUMNS, Stored
 
 CHUNK_REQUESTS = 10_000
 
@@ -48,7 +49,8 @@ class OutcomeTable:
     Rows are sorted by request, then model; requests stand in the order of their first row. NaN is null.
 
     :param request_ids: (n_requests,) unique.
-    :param prompts: (n_requests,) the prompt, or OpenAI-style messages.
+    :param prompts: (n_requests,) the prompt, or OpenAI-style messages; "" where it was not logged and ``stored`` holds
+        what the classifier saw of it.
     :param task: (n_requests,) or None where unknown; ``source`` and ``segment`` likewise.
     :param group: (n_requests,) requests of one group never fall on both sides of a split; by default the request's id.
     :param models: sorted names; ``model`` indexes them.
@@ -76,9 +78,11 @@ class OutcomeTable:
     tool_calls: FloatArray
     timestamp: FloatArray
     propensity: FloatArray
+    stored: Stored | None = None
 
     def __post_init__(self) -> None:
         sizes = {name: len(getattr(self, name)) for name in ("prompts", *LABELS)}
+        sizes |= {} if self.stored is None else {"stored": len(self.stored.row)}
         lengths = {name: len(getattr(self, name)) for name in ("model", *NUMBER_COLUMNS)}
         wrong = [f"{name} has {n}; expected {self.n_requests}" for name, n in sizes.items() if n != self.n_requests]
         wrong += [f"{name} has {n}; expected {self.n_rows}" for name, n in lengths.items() if n != self.n_rows]
@@ -132,6 +136,7 @@ class OutcomeTable:
             request=new_index[self.request[rows]],
             model=self.model[rows],
             **{name: getattr(self, name)[rows] for name in NUMBER_COLUMNS},
+            stored=None if self.stored is None else self.stored.select(indices),
         )
 
     def _indices(self, chosen: npt.NDArray[Any]) -> IntArray:
@@ -159,6 +164,8 @@ class OutcomeTable:
             values = getattr(self, name).astype("<f8") + 0.0  # -0.0 becomes 0.0
             values[np.isnan(values)] = np.nan  # NaN has many bit patterns
             digest.update(values.tobytes())
+        if self.stored is not None:
+            digest.update(self.stored.digested())
         return digest.hexdigest()
 
     @classmethod
@@ -243,6 +250,7 @@ def _assemble(sets: Sequence[ColumnSet]) -> OutcomeTable:
         request=checked.request.astype(np.int32),
         model=checked.model.astype(np.int16),
         **checked.numbers,
+        stored=checked.stored,
     )
 
 
@@ -254,7 +262,7 @@ def _codes_in_order(labels: Sequence[Hashable]) -> IntArray:
 def _columns_of(table: OutcomeTable, label: str) -> ColumnSet:
     columns: dict[str, list[str | None]] = {
         "request_id": list(table.request_ids),
-        "prompt": [prompt if isinstance(prompt, str) else None for prompt in table.prompts],
+        "prompt": [prompt if isinstance(prompt, str) and prompt else None for prompt in table.prompts],
         "messages": [None if isinstance(p, str) else json.dumps(p, ensure_ascii=False) for p in table.prompts],
         "group": [g if g != r else None for g, r in zip(table.group, table.request_ids, strict=True)],
         **{name: getattr(table, name) for name in ("task", "source", "segment")},
@@ -262,7 +270,16 @@ def _columns_of(table: OutcomeTable, label: str) -> ColumnSet:
     text = {name: _per_row(values, table.request) for name, values in columns.items()}
     text["model"] = _per_row(list(table.models), table.model)
     numbers = {name: getattr(table, name) for name in NUMBER_COLUMNS}
-    return ColumnSet(label, np.arange(1, table.n_rows + 1), text, numbers)
+    out = ColumnSet(label, np.arange(1, table.n_rows + 1), text, numbers)
+    if table.stored is not None:
+        row = table.stored.row
+        text["encoder"] = _per_row([table.stored.encoder if i >= 0 else None for i in row], table.request)
+        for name in VECTOR_COLUMNS:
+            values = getattr(table.stored, name)
+            # row -1, a request with a prompt, is the last: null
+            held = np.vstack([values, np.full((1, values.shape[1]), np.nan, np.float32)])
+            out.vectors[name] = held[row[table.request]]
+    return out
 
 
 def _per_row(values: Sequence[str | None], index: npt.NDArray[Any]) -> pa.ChunkedArray:

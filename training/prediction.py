@@ -19,11 +19,16 @@ from training.metrics import FloatArray, IntArray, successes
 
 @dataclass(frozen=True, eq=False)
 class Requests:
-    """What a baseline may look at: n prompts, their task names (None where unknown), their embeddings (n, d)."""
+    """What a baseline may look at: n prompts, their task names (None where unknown), their embeddings (n, d).
+
+    A text is "" where it was not logged; ``lengths`` (n,), characters, knows it all the same. None: as the texts are.
+    Keyword rules see nothing in such a text.
+    """
 
     texts: Sequence[str]
     tasks: Sequence[str | None]
     embedding: FloatArray
+    lengths: FloatArray | None = None
 
     def __post_init__(self) -> None:
         if not len(self.texts) == len(self.tasks) == len(self.embedding):
@@ -32,7 +37,15 @@ class Requests:
 
     def take(self, rows: IntArray) -> Requests:
         """:return: the given rows, in that order."""
-        return Requests([self.texts[i] for i in rows], [self.tasks[i] for i in rows], self.embedding[rows])
+        return Requests(
+            [self.texts[i] for i in rows], [self.tasks[i] for i in rows], self.embedding[rows],
+            None if self.lengths is None else self.lengths[rows],
+        )  # fmt: skip
+
+    @property
+    def characters(self) -> FloatArray:
+        """(n,) length of each text."""
+        return self.lengths if self.lengths is not None else np.array([len(text) for text in self.texts], np.float64)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,460 @@
+"""Calls of models: the only serving module that knows litellm, which it imports at the first call.
+
+``Client`` is the seam. ``LitellmClient`` talks to providers; ``FakeClient`` answers from a function, for tests.
+Every error leaves as a ``ProviderError``, and what a call cost is counted from real usage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+from router_ml.attempt import Usage
+from router_ml.errors import (
+    CallRefusedError,
+    ContentRefusedError,
+    ContextTooLongError,
+    CredentialsError,
+    MissingExtraError,
+    ModelGoneError,
+    ProviderError,
+    ProviderTimeoutError,
+    ProviderUnavailableError,
+    RateLimitedError,
+)
+from router_ml.pool import ModelSpec
+from router_ml.rate_limits import retry_after_s
+
+TIMEOUT_S = 30.0
+# Tokens of thought -> the effort that asks for about as many, where a provider knows only efforts. litellm maps
+# efforts to 1024, 2048 and 4096 tokens; the bounds lie between.
+_EFFORTS = ((1_536, "low"), (3_072, "medium"))
+
+log = logging.getLogger("router_ml")
+
+Message = Mapping[str, Any]
+
+
+class Call(NamedTuple):
+    """One call of one candidate. ``params`` are the caller's, in OpenAI's names; those of the pool entry win."""
+
+    spec: ModelSpec
+    messages: Sequence[Message]
+    params: Mapping[str, Any] = {}
+    timeout_s: float = TIMEOUT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer.
+
+    :param text: what the model wrote; empty if it only called tools.
+    :param headers: the provider's response headers, names in lower case.
+    :param response: the whole response as litellm gives it, with ``model`` set to the candidate's name.
+    """
+
+    text: str
+    usage: Usage
+    finish_reason: str | None = None
+    cache_hit: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+    response: Any = None
+
+
+class Chunk(NamedTuple):
+    """A piece of a streamed answer. ``raw`` is what goes to the caller; None: only of use here, such as late usage."""
+
+    text: str
+    raw: Any
+    usage: Usage | None = None
+    finish_reason: str | None = None
+
+
+class Client(Protocol):
+    """Carries calls out. All four raise ``ProviderError`` and nothing else when a call fails."""
+
+    def complete(self, call: Call) -> Reply:
+        """The whole answer."""
+        ...
+
+    async def acomplete(self, call: Call) -> Reply:
+        """The whole answer."""
+        ...
+
+    def stream(self, call: Call) -> Iterator[Chunk]:
+        """The answer in pieces. The call is made when the first is asked for."""
+        ...
+
+    def astream(self, call: Call) -> AsyncIterator[Chunk]:
+        """The answer in pieces. The call is made when the first is asked for."""
+        ...
+
+
+class LitellmClient:
+    """Providers through litellm (extra ``llm``).
+
+    :param cache: arguments of ``litellm.Cache``, such as ``{"type": "local"}``; None: no response cache. litellm has
+        one cache a process: the last client that was given one sets it.
+    :raises MissingExtraError: if litellm is not installed.
+    """
+
+    def __init__(self, cache: Mapping[str, Any] | None = None) -> None:
+        self._litellm = import_litellm()
+        self._caching = cache is not None
+        if cache is not None:
+            self._litellm.cache = self._litellm.Cache(**cache)
+
+    def complete(self, call: Call) -> Reply:
+        try:
+            return read_reply(self._litellm.completion(**self._arguments(call)), call.spec)
+        except Exception as exc:
+            raise translate(exc, call.spec) from exc
+
+    async def acomplete(self, call: Call) -> Reply:
+        try:
+            return read_reply(await self._litellm.acompletion(**self._arguments(call)), call.spec)
+        except Exception as exc:
+            raise translate(exc, call.spec) from exc
+
+    def stream(self, call: Call) -> Iterator[Chunk]:
+        wants_usage, arguments = self._streaming(call)
+        try:
+            response = self._litellm.completion(**arguments)
+            for raw in response:
+                yield read_chunk(raw, call.spec, wants_usage)
+        except Exception as exc:
+            raise translate(exc, call.spec) from exc
+
+    async def astream(self, call: Call) -> AsyncIterator[Chunk]:
+        wants_usage, arguments = self._streaming(call)
+        try:
+            response = await self._litellm.acompletion(**arguments)
+            async for raw in response:
+                yield read_chunk(raw, call.spec, wants_usage)
+        except Exception as exc:
+            raise translate(exc, call.spec) from exc
+
+    def _streaming(self, call: Call) -> tuple[bool, dict[str, Any]]:
+        arguments = self._arguments(call)
+        wants_usage = bool((call.params.get("stream_options") or {}).get("include_usage"))
+        return wants_usage, arguments | {"stream": True, "stream_options": {"include_usage": True}}
+
+    def _arguments(self, call: Call) -> dict[str, Any]:
+        messages, params = accepted(call.spec, call.messages, {**call.params, **call.spec.params})
+        return {
+            "model": call.spec.call_name, "messages": messages, "timeout": call.timeout_s,
+            **params, **address(call.spec),
+            # the cascade retries, and knows when not to; litellm and the providers' clients must not multiply that
+            "max_retries": 0, "num_retries": 0,
+            # what accepted() cannot foresee; and a known ability is not taken away by litellm's own table
+            "drop_params": True,
+            "caching": self._caching,  # said in both cases: a cache that another client set would answer unasked
+        }  # fmt: skip
+
+
+class FakeClient:
+    """Answers from a function, for tests and dry runs.
+
+    :param answer: call -> the text, a whole ``Reply``, or a ``ProviderError``, which is raised.
+    """
+
+    def __init__(self, answer: Callable[[Call], str | Reply | ProviderError]) -> None:
+        self._answer = answer
+        self.calls: list[Call] = []
+
+    def complete(self, call: Call) -> Reply:
+        self.calls.append(call)
+        found = self._answer(call)
+        if isinstance(found, ProviderError):
+            raise found
+        if isinstance(found, Reply):
+            return found
+        words = sum(len(str(message.get("content", ""))) for message in call.messages)
+        return Reply(found, Usage(words // 4 + 1, len(found) // 4 + 1), "stop")
+
+    async def acomplete(self, call: Call) -> Reply:
+        return self.complete(call)
+
+    def stream(self, call: Call) -> Iterator[Chunk]:
+        reply = self.complete(call)
+        for word in re.findall(r"\S+\s*", reply.text):
+            yield Chunk(word, word)
+        yield Chunk("", None, reply.usage, reply.finish_reason)
+
+    async def astream(self, call: Call) -> AsyncIterator[Chunk]:
+        for chunk in self.stream(call):
+            yield chunk
+
+
+def import_litellm() -> Any:
+    """litellm, set up to stay off the network and silent.
+
+    :raises MissingExtraError: if it is not installed.
+    """
+    # without this, importing litellm fetches its price map from the network
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    try:
+        import litellm
+    except ImportError as exc:
+        raise MissingExtraError("litellm", "llm") from exc
+    litellm.suppress_debug_info = True  # else it prints to standard output at every error
+    litellm.telemetry = False
+    return litellm
+
+
+def address(spec: ModelSpec) -> dict[str, str]:
+    """Where the candidate's server is and the key for it, as litellm's arguments; empty: the provider's usual ones.
+
+    :raises CredentialsError: if the variable that should hold the key is not set.
+    """
+    out: dict[str, str] = {}
+    if spec.api_base is not None:
+        out["api_base"] = spec.api_base
+    if spec.api_key_env is not None:
+        key = os.environ.get(spec.api_key_env, "")
+        if not key:
+            message = f"the variable {spec.api_key_env} is not set; it should hold the key of {spec.name}"
+            raise CredentialsError(message, model=spec.name)
+        out["api_key"] = key
+    return out
+
+
+# -- what comes back
+
+
+def cost_of(spec: ModelSpec, usage: Usage) -> float:
+    """US dollars of a call, from real usage and the pool's prices."""
+    if spec.cost_per_request_usd is not None and not (spec.input_usd_per_mtok or spec.output_usd_per_mtok):
+        return spec.cost_per_request_usd
+    cached_price = spec.cached_input_usd_per_mtok
+    cached = min(usage.cached_tokens, usage.input_tokens)
+    full = usage.input_tokens - cached
+    read = full * spec.input_usd_per_mtok + cached * (spec.input_usd_per_mtok if cached_price is None else cached_price)
+    return (read + usage.output_tokens * spec.output_usd_per_mtok) / 1e6
+
+
+def read_reply(response: Any, spec: ModelSpec) -> Reply:
+    """Read litellm's response; its ``model`` becomes the candidate's name.
+
+    :raises ProviderUnavailableError: if there is no answer in it.
+    """
+    choices = getattr(response, "choices", None)
+    message = getattr(choices[0], "message", None) if choices else None
+    if message is None:
+        raise ProviderUnavailableError(f"{spec.name} answered without any choice", model=spec.name, status=200)
+    response.model = spec.name
+    hidden = getattr(response, "_hidden_params", None) or {}
+    content = message.content
+    text = content if isinstance(content, str) else "" if content is None else json.dumps(content, default=str)
+    return Reply(
+        text, read_usage(getattr(response, "usage", None)), choices[0].finish_reason, bool(hidden.get("cache_hit")),
+        read_headers(hidden.get("additional_headers")), response,
+    )  # fmt: skip
+
+
+def read_chunk(raw: Any, spec: ModelSpec, wants_usage: bool) -> Chunk:
+    """Read a piece of a stream. Usage that the caller did not ask for is read and kept from him."""
+    raw.model = spec.name
+    usage = getattr(raw, "usage", None)
+    found = None if usage is None else read_usage(usage)
+    if not raw.choices:
+        return Chunk("", raw if wants_usage else None, found)
+    choice = raw.choices[0]
+    if found is not None and not wants_usage:
+        raw.usage = None
+    return Chunk(getattr(choice.delta, "content", None) or "", raw, found, choice.finish_reason)
+
+
+def read_usage(usage: Any) -> Usage:
+    """Tokens from litellm's usage object; what is missing counts as 0."""
+    details = getattr(usage, "prompt_tokens_details", None)
+    numbers = (
+        getattr(usage, "prompt_tokens", 0), getattr(usage, "completion_tokens", 0),
+        getattr(details, "cached_tokens", 0),
+    )  # fmt: skip
+    return Usage(*(int(n) if isinstance(n, (int, float)) and n > 0 else 0 for n in numbers))
+
+
+def read_headers(headers: Any) -> dict[str, str]:
+    """Response headers as the provider named them: litellm puts a prefix before those that it does not know."""
+    if not isinstance(headers, Mapping) and not hasattr(headers, "items"):
+        return {}
+    return {str(k).lower().removeprefix("llm_provider-"): str(v) for k, v in headers.items()}
+
+
+# -- errors
+
+
+@cache
+def _error_map() -> dict[str, type[ProviderError]]:
+    groups: dict[type[ProviderError], str] = {
+        RateLimitedError: "RateLimitError",
+        ProviderTimeoutError: "Timeout",
+        ContextTooLongError: "ContextWindowExceededError",
+        ContentRefusedError: (
+            "ContentPolicyViolationError RejectedRequestError GuardrailRaisedException BlockedPiiEntityError "
+            "ModifyResponseException SensitiveDataRouteException"
+        ),
+        CredentialsError: "AuthenticationError PermissionDeniedError PaymentRequiredError BudgetExceededError",
+        ModelGoneError: "NotFoundError ModelNotMappedError LiteLLMUnknownProvider",
+        ProviderUnavailableError: (
+            "ServiceUnavailableError BadGatewayError InternalServerError APIError APIConnectionError "
+            "APIResponseValidationError JSONSchemaValidationError OpenAIError MidStreamFallbackError MockException"
+        ),
+        CallRefusedError: (
+            "BadRequestError UnprocessableEntityError UnsupportedParamsError InvalidRequestError ImageFetchError "
+            "VectorStoreSearchError"
+        ),
+    }
+    return {name: ours for ours, names in groups.items() for name in names.split()}
+
+
+_BY_STATUS: dict[int, type[ProviderError]] = {
+    400: CallRefusedError, 401: CredentialsError, 402: CredentialsError, 403: CredentialsError, 404: ModelGoneError,
+    408: ProviderTimeoutError, 413: ContextTooLongError, 422: CallRefusedError, 429: RateLimitedError,
+}  # fmt: skip
+
+
+def translate(exc: Exception, spec: ModelSpec) -> ProviderError:
+    """What litellm or a provider's client raised, as one of ours.
+
+    The nearest class of litellm's that is mapped decides, then the HTTP status; what neither knows is a plain
+    ``ProviderError``. The provider's own words are in ``detail``, not in the message: they may quote the prompt.
+    """
+    if isinstance(exc, ProviderError):
+        return exc
+    status = getattr(exc, "status_code", None)
+    status = status if isinstance(status, int) else None
+    known = _error_map()
+    kind = next((known[cls.__name__] for cls in type(exc).__mro__ if cls.__name__ in known), None)
+    if kind is None and status is not None:
+        kind = _BY_STATUS.get(status, ProviderUnavailableError if status >= 500 else None)
+    headers = _error_headers(exc)
+    error = (kind or ProviderError)(
+        f"{spec.name} failed: {type(exc).__name__}" + (f", status {status}" if status is not None else ""),
+        model=spec.name, status=status, retry_after_s=retry_after_s(headers, time.time()),
+    )  # fmt: skip
+    error.headers, error.detail = headers, redact(str(exc), spec)
+    return error
+
+
+def _error_headers(exc: Exception) -> dict[str, str]:
+    found = getattr(exc, "litellm_response_headers", None) or getattr(getattr(exc, "response", None), "headers", None)
+    return read_headers(found)
+
+
+_SECRETS = re.compile(r"(?i)(bearer\s+|sk-|api[-_ ]?key[\"']?\s*[:=]\s*[\"']?)[^\s\"',}]+")
+
+
+def redact(text: str, spec: ModelSpec) -> str:
+    """A provider's message, at most 500 characters of it, without anything that looks like a key."""
+    key = os.environ.get(spec.api_key_env or "", "")
+    if key:
+        text = text.replace(key, "[key]")
+    return _SECRETS.sub("[key]", text)[:500]
+
+
+# -- parameters
+
+
+def accepted(
+    spec: ModelSpec, messages: Sequence[Message], params: Mapping[str, Any]
+) -> tuple[list[Message], dict[str, Any]]:
+    """Messages and parameters that the provider takes.
+
+    What it does not take is translated where that is possible (``thinking`` and ``reasoning_effort`` into each other,
+    a schema in ``response_format`` into an instruction), else dropped; each with one warning a model.
+    """
+    out = {name: value for name, value in params.items() if value is not None}
+    known = list(messages)
+    for name in _untaken(spec, out) if out else ():
+        value = out.pop(name)
+        if name == "tools" and "tools" in spec.abilities:
+            out |= {"tools": value, "allowed_openai_params": ["tools"]}  # the pool knows better than litellm's table
+            continue
+        instead = _translated(spec, name, value, out)
+        if name == "response_format" and instead is None:
+            known.append({"role": "system", "content": _format_instruction(value)})
+            _warn_once(spec.name, name, "turned into an instruction")
+        elif instead is None:
+            _warn_once(spec.name, name, "dropped")
+        else:
+            out |= instead
+            _warn_once(spec.name, name, f"turned into {', '.join(instead)}")
+    return known, out
+
+
+def _untaken(spec: ModelSpec, params: Mapping[str, Any]) -> tuple[str, ...]:
+    # values that make up a key: numbers and words; of larger ones only the name matters
+    small = tuple(sorted((k, v if isinstance(v, (int, float, str)) else None) for k, v in params.items()))
+    found = _untaken_of.get((spec.call_name, small))
+    if found is None:
+        if len(_untaken_of) >= 10_000:  # a caller with a new temperature every time
+            _untaken_of.clear()
+        found = _untaken_of[spec.call_name, small] = _try_params(spec.call_name, params)
+    return found
+
+
+_untaken_of: dict[tuple[str, Any], tuple[str, ...]] = {}
+
+
+def _try_params(call_name: str, params: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of parameters that litellm would refuse for this model, found by its own check."""
+    litellm = import_litellm()
+    try:
+        model, provider, _, _ = litellm.get_llm_provider(call_name)
+    except Exception:  # an unknown provider: the call itself says so better
+        return ()
+
+    def refused(some: Mapping[str, Any]) -> bool:
+        try:
+            litellm.utils.get_optional_params(model=model, custom_llm_provider=provider, **some)
+        except litellm.UnsupportedParamsError:
+            return True
+        except Exception:  # not a question of support: the call itself finds it
+            return False
+        return False
+
+    checked = {name: value for name, value in params.items() if name in _openai_params(litellm)}
+    if not refused(checked):  # together first: a temperature may be taken only beside a reasoning effort of "none"
+        return ()
+    return tuple(name for name, value in checked.items() if refused({name: value}))
+
+
+@cache
+def _openai_params(litellm: Any) -> frozenset[str]:
+    return frozenset(litellm.OPENAI_CHAT_COMPLETION_PARAMS) - {"stream", "stream_options", "user", "messages", "model"}
+
+
+def _translated(spec: ModelSpec, name: str, value: Any, others: Mapping[str, Any]) -> dict[str, Any] | None:
+    if name == "thinking" and isinstance(value, Mapping) and "reasoning_effort" not in others:
+        tokens = value.get("budget_tokens", 0)
+        effort = next((e for most, e in _EFFORTS if tokens < most), "high")
+        instead = {"reasoning_effort": effort if value.get("type") != "disabled" else "none"}
+    elif name == "max_completion_tokens" and "max_tokens" not in others:
+        instead = {"max_tokens": value}
+    else:
+        return None
+    return None if _untaken(spec, instead) else instead
+
+
+def _format_instruction(value: Any) -> str:
+    schema = value.get("json_schema", {}).get("schema") if isinstance(value, Mapping) else None
+    what = f" that matches this JSON schema: {json.dumps(schema)}" if schema else ""
+    return f"Answer with one JSON value and nothing else{what}."
+
+
+_warned: set[tuple[str, str]] = set()
+
+
+def _warn_once(model: str, name: str, what: str) -> None:
+    if (model, name) not in _warned:
+        _warned.add((model, name))
+        log.warning("%s does not take the parameter %s: %s (said once)", model, name, what)

@@ -1,0 +1,211 @@
+"""A router in service: it decides by the state of the world, and tells the world what came of it.
+
+``LiveRouter`` joins a trained router, which knows requests, with what changes by the minute: which models are healthy,
+what may still be spent, which model holds a conversation. ``cascade`` and ``gateway`` both act through it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from router_ml.attempt import Attempt, Usage
+from router_ml.completion import cost_of
+from router_ml.errors import BudgetExceededError, ContextTooLongError, NoEligibleModelError, ProviderError
+from router_ml.health import Health
+from router_ml.ledger import Ledger
+from router_ml.policy import Live
+from router_ml.pool import ModelSpec
+from router_ml.request import ReasonCode, RouteDecision, RouteRequest
+from router_ml.session import Sessions
+from router_ml.telemetry import OFF, Telemetry
+
+if TYPE_CHECKING:
+    from router_ml.outcomes import OutcomeLog, Receipt
+    from router_ml.router import Reading, RequestLike, Router
+
+T = TypeVar("T")
+
+DAY_S = 86_400
+
+
+class LiveRouter:
+    """A router with its surroundings.
+
+    :param log: where decisions, attempts and feedback go; None: nowhere.
+    :param health: None: kept in this process.
+    :param ledger: None: kept in this process, beginning with what ``log`` says was spent today.
+    :param telemetry: metrics and traces.
+    :param clock: seconds since 1970.
+    """
+
+    def __init__(
+        self, router: Router, *, log: OutcomeLog | None = None, health: Health | None = None,
+        ledger: Ledger | None = None, telemetry: Telemetry = OFF, clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
+        pool = router.pool
+        self.router, self.log, self.telemetry, self.clock = router, log, telemetry, clock
+        self.health = health or Health(pool, clock=clock)
+        self.ledger = ledger or Ledger(pool.budgets, clock=clock)
+        if ledger is None and log is not None:
+            self.ledger.seed(log.spent(since=clock() // DAY_S * DAY_S))
+        self.sessions = Sessions(clock)
+        self.telemetry.watch(self.health)
+        self.specs: dict[str, ModelSpec] = {spec.name: spec for spec in pool.models}
+        rules = json.dumps(pool.to_dict(), sort_keys=True, default=sorted)
+        self.policy = hashlib.sha256(rules.encode()).hexdigest()[:12]
+        self._index = {name: i for i, name in enumerate(router.models)}
+        self._verifiers = _rule_verifiers(router)
+        self._encoder: str | None = None
+
+    def read(self, request: RequestLike) -> Reading:
+        """Read a request, with what is known besides it: the model that holds its session, the verifier of its task.
+
+        :raises RequestError: if it cannot be read.
+        """
+        read = RouteRequest.of(request)
+        known: dict[str, object] = {}
+        if read.session_id is not None and read.current_model is None:
+            held = self.sessions.recall(read.session_id)
+            if held is not None and held.model in self._index:
+                known |= {"current_model": held.model, "cached_tokens": held.cached_tokens}
+        if read.verifier is None and self._verifiers:
+            verifier = self._verifiers.get(("segments", read.segment)) or self._verifiers.get(("tasks", read.task))
+            if verifier is not None:
+                known["verifier"] = verifier
+        return self.router.read(dataclasses.replace(read, **known) if known else read)  # type: ignore[arg-type]
+
+    def decide(self, reading: Reading) -> RouteDecision:
+        """Decide by the state of the models and budgets.
+
+        A low rate limit or a full share only makes a model less welcome: where it leaves no model that is likely
+        enough, it is overlooked. So is an open breaker where it leaves no model at all: calling a model that may be
+        down is better than refusing for certain (the panic threshold of Envoy's outlier detection).
+
+        :raises NoEligibleModelError: if guards exclude every model. :raises BudgetExceededError: if a cap does.
+        """
+        started = time.perf_counter()
+
+        def choose(live: Live) -> RouteDecision:
+            return self.router.decide(reading, live)
+
+        decision = self._by_tier(choose, {}, reading.request.tags, self._makeshift)
+        self.telemetry.decided(decision, time.perf_counter() - started)
+        return decision
+
+    def alternative(self, reading: Reading, failed: Mapping[str, str], *, healthy: bool = False) -> str | None:
+        """The model to call in place of those that failed, or None.
+
+        :param failed: model -> why it is not called again.
+        :param healthy: whether its breaker must be closed.
+        """
+        try:
+            if healthy:
+                failed = {**self.health.exclusions().hard, **failed}
+            return self._by_tier(lambda live: self.router.alternative(reading, live), failed, reading.request.tags)
+        except (NoEligibleModelError, BudgetExceededError):
+            return None
+
+    def _by_tier(
+        self, choose: Callable[[Live], T], failed: Mapping[str, str], tags: Sequence[str],
+        makeshift: Callable[[T], bool] | None = None,
+    ) -> T:  # fmt: skip
+        """Choose under all exclusions, then with fewer, until the choice is good, or possible at all."""
+        found = self.health.exclusions()
+        latency, cap = self.health.measured_latency(), self.ledger.tightest(tags)
+        if not found.soft and not found.hard:
+            return choose(Live(failed, latency, cap))
+        if found.soft:
+            try:
+                choice = choose(Live({**found.soft, **found.hard, **failed}, latency, cap))
+                if makeshift is None or not makeshift(choice):
+                    return choice
+            except NoEligibleModelError:
+                pass
+        try:
+            return choose(Live({**found.hard, **failed}, latency, cap))
+        except NoEligibleModelError:
+            return choose(Live(failed, latency, cap))
+
+    def _makeshift(self, decision: RouteDecision) -> bool:
+        """Whether no model was likely enough and not even the escalation model could be taken."""
+        escalation = self.router.pool.escalation_model
+        return decision.reason.code is ReasonCode.LOW_CONFIDENCE and decision.model != escalation
+
+    def expected_cost(self, reading: Reading, model: str) -> float:
+        """Expected US dollars of one call."""
+        return reading.cost[self._index[model]]
+
+    def give_up(self, failed: dict[str, str], model: str, error: ProviderError) -> None:
+        """Note in ``failed`` every model that this error speaks against, not only the one that was called.
+
+        A prompt too long for one window is too long for every smaller one; a bad key fails for every model behind it.
+        """
+        why = f"failed: {type(error).__name__}"
+        spec = self.specs[model]
+        failed[model] = why
+        for other in self.specs.values():
+            smaller = _window(other) <= _window(spec)
+            if (isinstance(error, ContextTooLongError) and smaller) or (error.same_key and _key(other) == _key(spec)):
+                failed.setdefault(other.name, f"{why} of {model}")
+
+    def baseline_cost(self, model: str, usage: Usage) -> float:
+        """What the escalation model would have cost, by the tokens that ``model`` really used."""
+        used, other = self.specs[model], self.specs[self.router.pool.escalation_model]
+        read = other.token_factor / used.token_factor
+        written = other.output_factor / used.output_factor
+        tokens = (usage.input_tokens * read, usage.output_tokens * written, usage.cached_tokens * read)
+        return cost_of(other, Usage(*map(round, tokens)))
+
+    def record(
+        self, reading: Reading, decision: RouteDecision, attempts: Sequence[Attempt], source: str,
+        baseline_cost_usd: float | None = None,
+    ) -> Receipt | None:  # fmt: skip
+        """Hand a decision and its attempts to the outcome log.
+
+        :return: a receipt that says when they are safe; None without a log.
+        """
+        if self.log is None:
+            return None
+        from router_ml.outcomes import Entry
+
+        if self._encoder is None:
+            self._encoder = self.router.encoder.fingerprint
+        return self.log.record(
+            Entry(
+                decision=decision,
+                request=reading.request,
+                features=reading.features,
+                embedding=reading.embedding,
+                attempts=tuple(attempts),
+                policy=self.policy,
+                encoder=self._encoder,
+                input_tokens=reading.trace.input_tokens,
+                baseline_cost_usd=baseline_cost_usd,
+                source=source,
+            )
+        )
+
+
+def _window(spec: ModelSpec) -> float:
+    return spec.max_input_tokens or float("inf")
+
+
+def _key(spec: ModelSpec) -> tuple[str, str | None, str | None]:
+    return spec.call_name.partition("/")[0], spec.api_base, spec.api_key_env
+
+
+def _rule_verifiers(router: Router) -> dict[tuple[str, str | None], object]:
+    """Verifiers that the pool's rules ask for, by section and name."""
+    from router_ml.verifiers import verifier_of
+
+    return {
+        (section, name): verifier_of(rule.verifier, trusted=True)
+        for section in ("tasks", "segments")
+        for name, rule in getattr(router.pool, section).items()
+        if rule.verifier
+    }
