@@ -10,28 +10,25 @@ whatever the end.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
-import random
 import time
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from router_ml.attempt import Attempt, AttemptKind, Verdict
+from router_ml.attempt import Attempt, AttemptKind, Completion, Verdict
 from router_ml.completion import TIMEOUT_S, Call, Chunk, Client, LitellmClient, Reply, cost_of
 from router_ml.errors import (
     AttemptsFailedError,
     BudgetExceededError,
     ProviderError,
-    ProviderTimeoutError,
-    ProviderUnavailableError,
     VerifierError,
 )
-from router_ml.live import LiveRouter
-from router_ml.request import RouteDecision, RouteRequest
-from router_ml.stream import AsyncCompletionStream, CheckedStream, CompletionStream, joined
+from router_ml.live import Course, LiveRouter
+from router_ml.request import RouteRequest
+from router_ml.steps import Ask, Collect, Do, Driver, Open, Pause, Steps
+from router_ml.stream import AsyncCompletionStream, CheckedStream, CompletionStream
 
 if TYPE_CHECKING:
     from router_ml.answer import Answer, Verifier
@@ -40,93 +37,16 @@ if TYPE_CHECKING:
     from router_ml.outcomes import Receipt
     from router_ml.router import Reading, RequestLike, Router
 
-T = TypeVar("T")
-
-BACKOFF_S, LONGEST_BACKOFF_S = 0.25, 8.0
-LONGEST_WAIT_S = 2.0  # a provider that asks for a longer pause is left for another model, if there is one
-
 log = logging.getLogger("router_ml")
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """An answer, with the decision and the attempts that led to it.
+@dataclass(slots=True, kw_only=True)
+class Run(Course):
+    """A course with how its calls are made."""
 
-    :param model: the candidate that answered; not that of the decision after a fallback or an escalation.
-    :param accepted: what the verifier said of this answer; None: nobody checked it. False: the plan has no further
-        stage, so the best answer there is comes back all the same.
-    :param baseline_cost_usd: what the escalation model would have cost on this request, by the tokens really used;
-        0 for an answer from the response cache, which would have saved that call too.
-    :param receipt: of the outcome log; None without a log.
-    """
-
-    text: str
-    model: str
-    decision: RouteDecision
-    attempts: tuple[Attempt, ...]
-    reply: Reply
-    accepted: bool | None
-    baseline_cost_usd: float
-    receipt: Receipt | None = None
-
-    @property
-    def response(self) -> Any:
-        """The answer in OpenAI's form, ``model`` naming the candidate that answered."""
-        return self.reply.response
-
-    @property
-    def cost_usd(self) -> float:
-        """Cost of all attempts and of their checks."""
-        return sum(attempt.total_cost_usd for attempt in self.attempts)
-
-    @property
-    def saving_usd(self) -> float:
-        """Saved against the escalation model, net of failed attempts, checks and compression; negative if lost."""
-        return self.baseline_cost_usd - self.cost_usd
-
-
-class _Ask(NamedTuple):
-    call: Call  # -> Reply
-
-
-class _Collect(NamedTuple):
-    call: Call  # -> (Reply, chunks): a stream read to its end, because its answer is to be checked
-
-
-class _Open(NamedTuple):
-    call: Call  # -> (first chunk, the iterator of the rest)
-
-
-class _Pause(NamedTuple):
-    seconds: float
-
-
-class _Do(NamedTuple):
-    work: Callable[[], Any]  # may block: a check, a compression
-
-
-Step = _Ask | _Collect | _Open | _Pause | _Do
-Steps = Generator[Step, Any, T]
-
-
-@dataclass(slots=True)
-class Run:
-    """A request on its way."""
-
-    reading: Reading
-    decision: RouteDecision
     params: Mapping[str, Any]
     timeout_s: float
-    step: type[_Ask] | type[_Collect] | type[_Open]
-    attempts: list[Attempt] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)  # model -> why it is not called again
-    busy: dict[str, str] = field(default_factory=dict)  # model -> why others are called before it
-
-    @property
-    def verifier(self) -> Verifier | None:
-        """What checks the answer; the reliability of a check that the caller makes himself checks nothing here."""
-        verifier = self.reading.request.verifier
-        return verifier if hasattr(verifier, "verify") else None  # type: ignore[return-value]
+    step: type[Ask] | type[Collect] | type[Open]
 
 
 class Given(NamedTuple):
@@ -147,17 +67,17 @@ class Cascade:
     :param client: None: litellm, imported at the first call.
     :param compress: shortens a prompt that is longer than the wanted model is reliable for; None: the guards move it
         to a model that is.
-    :param sleep: pauses of the blocking driver. :param seed: of the jitter between attempts.
+    :param sleep: pauses of the blocking driver.
     """
 
     def __init__(
         self, live: LiveRouter | Router, *, client: Client | None = None, compress: Compressor | None = None,
-        sleep: Callable[[float], None] = time.sleep, seed: int | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
         self.live = live if isinstance(live, LiveRouter) else LiveRouter(live)
         self.compress = compress
         self._client = client
-        self._sleep, self._rng = sleep, random.Random(seed)
+        self._driver = Driver(lambda: self.client, sleep)
 
     @property
     def client(self) -> Client:
@@ -170,14 +90,14 @@ class Cascade:
         self, request: RequestLike, *, stream: bool = False, timeout_s: float = TIMEOUT_S, **params: Any
     ) -> Any:
         """Decide, call, check, escalate; see ``router_ml.complete``."""
-        given, run = self._drive(self._steps(request, params, timeout_s, stream))
+        given, run = self._driver.drive(self._steps(request, params, timeout_s, stream))
         return given if run is None else CompletionStream(self, run, given)
 
     async def acomplete(
         self, request: RequestLike, *, stream: bool = False, timeout_s: float = TIMEOUT_S, **params: Any
     ) -> Any:
         """``complete`` for asyncio."""
-        given, run = await self._adrive(self._steps(request, params, timeout_s, stream))
+        given, run = await self._driver.adrive(self._steps(request, params, timeout_s, stream))
         return given if run is None else AsyncCompletionStream(self, run, given)
 
     # -- the rules
@@ -189,9 +109,10 @@ class Cascade:
         attempts: list[Attempt] = []
         if self.compress is not None:
             reading = yield from self._compressed(reading, attempts)
-        step = _Ask if not stream else _Collect if reading.request.verifier is not None else _Open
+        step = Ask if not stream else Collect if reading.request.verifier is not None else Open
         decision = self.live.decide(reading)
-        run = Run(reading, decision, _call_params(reading.request, params), timeout_s, step, attempts)
+        sent = _call_params(reading.request, params)
+        run = Run(reading, decision, attempts, params=sent, timeout_s=timeout_s, step=step)
         given: Given | None = None
         try:
             given, accepted = yield from self._staged(run)
@@ -201,7 +122,7 @@ class Cascade:
         if given.reply is None:
             return given, run
         completion = self._completion(run, given.model, given.reply, accepted)
-        if step is _Collect:
+        if step is Collect:
             return CheckedStream(completion, given.chunks), None
         return completion, None
 
@@ -235,26 +156,16 @@ class Cascade:
     def _answered(self, run: Run, model: str, stage: int) -> Steps[Given]:
         """An answer of this model, or of the next one that is left if it fails."""
         while True:
-            if model not in run.failed and not self._is_busy(run, model):
+            if model not in run.failed and not self.live.is_busy(run, model):
                 outcome = yield from self._tried(run, model, stage)
                 if isinstance(outcome, Given):
                     return outcome
                 self.live.give_up(run.failed, model, outcome)
                 self.live.telemetry.fell_back(model, outcome)
-            other = self.live.alternative(run.reading, {**run.busy, **run.failed})
-            if other is None and run.busy:
-                run.busy.clear()
-                other = self.live.alternative(run.reading, run.failed)
+            other = self.live.next_model(run)
             if other is None:
                 raise AttemptsFailedError(run.decision, run.attempts)
             model = other
-
-    def _is_busy(self, run: Run, model: str) -> bool:
-        """Whether a model that failed before is being probed by somebody else, and a healthy one can do it meanwhile."""
-        if self.live.health.admit(model) or not self._other(run, model, healthy=True):
-            return False
-        run.busy[model] = "its breaker is open"
-        return True
 
     def _tried(self, run: Run, model: str, stage: int) -> Steps[Given | ProviderError]:
         """Call one model, again where the same call may succeed a moment later."""
@@ -264,10 +175,10 @@ class Cascade:
             if isinstance(outcome, Given):
                 return outcome
             tries += 1
-            pause = self._pause(run, model, outcome, tries)
+            pause = self.live.pause_before_retry(run, model, outcome, tries, run.timeout_s)
             if pause is None:
                 return outcome
-            yield _Pause(pause)
+            yield Pause(pause)
 
     def _called(self, run: Run, model: str, stage: int) -> Steps[Given | ProviderError]:
         """One call, with its reservation, its place in the health record and in the list of attempts."""
@@ -283,45 +194,20 @@ class Cascade:
             found = yield run.step(call)
         except ProviderError as error:
             seconds = time.perf_counter() - clock
-            live.ledger.release(reservation)
-            live.health.failed(model, error, seconds, error.headers)
-            run.attempts.append(Attempt(model, AttemptKind.ANSWER, stage, started, seconds, error=error))
-            live.telemetry.attempted(run.attempts[-1], run.decision)
+            attempt = Attempt(model, AttemptKind.ANSWER, stage, started, seconds, error=error)
+            live.book(run, attempt, reservation, error.headers)
+            live.telemetry.attempted(attempt, run.decision)
             return error
         except BaseException:  # cancelled: nothing is known of the call
             live.ledger.release(reservation)
             live.health.released(model)
             raise
-        if run.step is _Open:
+        if run.step is Open:
             return Given(model, started, None, (found[0],), found[1], reservation)
-        reply, chunks = found if run.step is _Collect else (found, ())
+        reply, chunks = found if run.step is Collect else (found, ())
         given = Given(model, started, reply, chunks)
-        self._succeeded(run, given, stage, reply, time.perf_counter() - clock, reservation)
+        self._book(run, given, stage, reply, time.perf_counter() - clock, reservation)
         return given
-
-    def _pause(self, run: Run, model: str, error: ProviderError, tries: int) -> float | None:
-        """Seconds until the same call is made again, None if it is not.
-
-        Exponential back-off with full jitter (Brooker, "Exponential Backoff And Jitter", AWS 2015). A timeout has
-        taken its time already, and nobody waits long for a provider that asks for it, while another model is left.
-        """
-        if not error.transient or tries > self.live.router.pool.fallback.max_retries:
-            return None
-        if model in self.live.health.exclusions().hard and self._other(run, model, healthy=True):
-            return None  # this very failure has opened its breaker
-        patient = error.retry_after_s or 0.0
-        if isinstance(error, ProviderTimeoutError) or patient > LONGEST_WAIT_S:
-            if self._other(run, model):
-                return None
-            if patient > run.timeout_s:
-                return None
-        jitter = self._rng.uniform(0.0, min(LONGEST_BACKOFF_S, BACKOFF_S * 2.0 ** (tries - 1)))
-        return max(patient, jitter)
-
-    def _other(self, run: Run, model: str, *, healthy: bool = False) -> bool:
-        """Whether there is a model to call in place of this one."""
-        failed = {**run.busy, **run.failed, model: "failed"}
-        return self.live.alternative(run.reading, failed, healthy=healthy) is not None
 
     def _checked(self, run: Run, reply: Reply) -> Steps[Verdict | None]:
         """The verifier's verdict; None if there is no verifier or it broke, for a broken check says nothing."""
@@ -331,9 +217,10 @@ class Cascade:
         from router_ml.answer import Answer
 
         spent: list[float] = []
-        answer = Answer(reply.text, run.reading.request, reply.finish_reason, self._asker(spent))
+        request = run.reading.request
+        answer = Answer(reply.text, request, reply.finish_reason, self._asker(request, spent))
         try:
-            verdict: Verdict = yield _Do(lambda: _verify(verifier, answer))
+            verdict: Verdict = yield Do(lambda: _verify(verifier, answer))
         except VerifierError as exc:
             log.warning("an answer was not checked: %s", exc)
             attempt = run.attempts[-1]  # a check that broke has cost its calls all the same
@@ -341,7 +228,9 @@ class Cascade:
             return None
         return verdict
 
-    def _asker(self, spent: list[float]) -> Callable[[str, list[dict[str, Any]]], tuple[str, float]]:
+    def _asker(
+        self, request: RouteRequest, spent: list[float]
+    ) -> Callable[[str, list[dict[str, Any]]], tuple[str, float]]:
         """What a judge or a compressor calls a model with; costs are noted in ``spent``."""
 
         def ask(model: str, messages: list[dict[str, Any]]) -> tuple[str, float]:
@@ -349,6 +238,7 @@ class Cascade:
             reply = self.client.complete(Call(spec, messages, {}, TIMEOUT_S))
             cost = 0.0 if reply.cache_hit else cost_of(spec, reply.usage)
             spent.append(cost)
+            self.live.spend(request.tags, cost)
             return reply.text, cost
 
         return ask
@@ -361,44 +251,30 @@ class Cascade:
         if compress is None or limit is None:
             return reading
         spent: list[float] = []
-        request, ask = reading.request, self._asker(spent)
+        request, ask = reading.request, self._asker(reading.request, spent)
         started, clock = self.live.clock(), time.perf_counter()
-        messages, error = reading.request.messages, None
+        messages, error = request.messages, None
         try:
-            messages = yield _Do(lambda: compress(_messages(request), limit, ask))
-        except ProviderError as exc:
-            error = exc  # the whole prompt is sent then, to a model that holds it
+            messages = yield Do(lambda: compress(_messages(request), limit, ask))
+        except Exception as exc:  # the whole prompt is sent then, to a model that holds it
+            broke = f"compression failed: {type(exc).__name__}"
+            error = exc if isinstance(exc, ProviderError) else ProviderError(broke, model=compress.model)
         seconds = time.perf_counter() - clock
         attempts.append(Attempt(compress.model, AttemptKind.COMPRESSION, 0, started, seconds, sum(spent), error=error))
         return self.live.read(dataclasses.replace(request, messages=messages)) if error is None else reading
 
     # -- what is told to the world
 
-    def _succeeded(
-        self, run: Run, given: Given, stage: int, reply: Reply, seconds: float, reservation: Reservation
-    ) -> None:
-        live, spec = self.live, self.live.specs[given.model]
-        cost = 0.0 if reply.cache_hit else cost_of(spec, reply.usage)
-        live.ledger.settle(reservation, cost)
-        if reply.cache_hit:
-            live.health.released(given.model)  # nobody was called, so nothing is known of the model's health
-        else:
-            live.health.succeeded(given.model, seconds, reply.headers)
-        session = run.reading.request.session_id
-        if session is not None:
-            live.sessions.remember(session, given.model, spec.call_name, reply.usage)
-        run.attempts.append(
-            Attempt(
-                given.model,
-                AttemptKind.ANSWER,
-                stage,
-                given.started_at,
-                seconds,
-                cost,
-                reply.usage,
-                cache_hit=reply.cache_hit,
-            )
-        )
+    def _book(
+        self, run: Run, given: Given, stage: int, reply: Reply, seconds: float, reservation: Reservation,
+        error: ProviderError | None = None,
+    ) -> None:  # fmt: skip
+        cost = 0.0 if reply.cache_hit else cost_of(self.live.specs[given.model], reply.usage)
+        attempt = Attempt(
+            given.model, AttemptKind.ANSWER, stage, given.started_at, seconds, cost, reply.usage, error=error,
+            cache_hit=reply.cache_hit,
+        )  # fmt: skip
+        self.live.book(run, attempt, reservation, reply.headers if error is None else error.headers)
 
     def _completion(self, run: Run, model: str, reply: Reply, accepted: bool | None) -> Completion:
         baseline = 0.0 if reply.cache_hit else self.live.baseline_cost(model, reply.usage)
@@ -419,78 +295,9 @@ class Cascade:
         """
         assert given.reservation is not None
         seconds = self.live.clock() - given.started_at
-        self._succeeded(run, given, 0, reply, seconds, given.reservation)
-        if error is not None:
-            self.live.health.failed(given.model, error, seconds, error.headers)
-            run.attempts[-1] = dataclasses.replace(run.attempts[-1], error=error)
+        self._book(run, given, 0, reply, seconds, given.reservation, error)
         self.live.telemetry.attempted(run.attempts[-1], run.decision)
         return self._completion(run, given.model, reply, None)
-
-    # -- the drivers
-
-    def _drive(self, steps: Steps[T]) -> T:
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    result = self._perform(step)
-                except BaseException as exc:
-                    step = steps.throw(exc)
-                else:
-                    step = steps.send(result)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-
-    def _perform(self, step: Step) -> Any:
-        match step:
-            case _Ask(call):
-                return self.client.complete(call)
-            case _Collect(call):
-                chunks = tuple(self.client.stream(call))
-                return joined(chunks), chunks
-            case _Open(call):
-                rest = self.client.stream(call)
-                first = next(rest, None)
-                return _begun(first, call), rest
-            case _Pause(seconds):
-                return self._sleep(seconds)
-            case _Do(work):
-                return work()
-
-    async def _adrive(self, steps: Steps[T]) -> T:
-        try:
-            step = next(steps)
-            while True:
-                try:
-                    result = await self._aperform(step)
-                except BaseException as exc:
-                    step = steps.throw(exc)
-                else:
-                    step = steps.send(result)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]
-
-    async def _aperform(self, step: Step) -> Any:
-        match step:
-            case _Ask(call):
-                return await self.client.acomplete(call)
-            case _Collect(call):
-                chunks = tuple([chunk async for chunk in self.client.astream(call)])
-                return joined(chunks), chunks
-            case _Open(call):
-                rest = self.client.astream(call)
-                first = await anext(rest, None)
-                return _begun(first, call), rest
-            case _Pause(seconds):
-                return await asyncio.sleep(seconds)
-            case _Do(work):
-                return await asyncio.to_thread(work)
-
-
-def _begun(first: Chunk | None, call: Call) -> Chunk:
-    if first is None:
-        raise ProviderUnavailableError(f"{call.spec.name} sent an empty stream", model=call.spec.name, status=200)
-    return first
 
 
 def _verify(verifier: Verifier, answer: Answer) -> Verdict:

@@ -10,20 +10,25 @@ the command's name -> a click command) and imported when they run, not before.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import importlib.util
 import json
 from collections.abc import Callable, Iterator, Sequence
 from importlib.abc import InspectLoader
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from router_ml.errors import MissingExtraError, RequestError, RouterError
-from router_ml.pool import ModelPool, refresh
+from router_ml.pool import ModelPool
+from router_ml.price_map import refresh
 from router_ml.request import ABILITIES, RouteDecision, RouteRequest
-from router_ml.terminal import console, decisions_table, pool_table, print_decision
+from router_ml.terminal import completion_line, console, decisions_table, pool_table, print_decision
+
+if TYPE_CHECKING:
+    from router_ml.outcomes import OutcomeLog
 
 PLUGGED = "router_ml.commands"
 
@@ -169,13 +174,9 @@ def route(text: str | None, path: str | None, folder: str | None, as_json: bool,
     if (text is None) == (path is None):
         raise click.UsageError("expected either TEXT or --file")
     router = Router.load(folder)
-    # told apart by identity: a budget of 0.0 equals False and is a limit all the same
-    given = {name: value for name, value in limits.items() if value is not None and value is not False and value != ()}
+    given = _given(limits)
     if path is None:
-        if text == "-":
-            with click.open_file("-", encoding="utf-8", errors="replace") as stream:
-                text = stream.read()
-        decision = router.predict({"prompt": text, **given})
+        decision = router.predict({"prompt": _text_of(text or ""), **given})
         if as_json:
             _print_json(decision)
         else:
@@ -187,6 +188,82 @@ def route(text: str | None, path: str | None, folder: str | None, as_json: bool,
             _print_json(decision)
     else:
         console().print(decisions_table(decided))
+
+
+@commands.command()
+@click.argument("text")
+@click.option("--router", "folder", metavar="DIR", help="A saved router; without it, the bundled one.")
+@click.option("--pool", "pool_path", metavar="FILE", help="A pool.yaml in place of the router's own.")
+@click.option("--log", "log_url", metavar="URL", help="Outcome log, such as sqlite:///outcomes.db.")
+@click.option("--stream", is_flag=True, help="Print the answer as it comes.")
+@click.option("--timeout-s", type=float, default=30.0, show_default=True, help="Most seconds of one attempt.")
+@click.option("--temperature", type=float)
+@click.option("--verify", "verifier", metavar="JSON", help="How to check the answer, such as '{\"min_length\": 20}'.")
+@click.option("--json", "as_json", is_flag=True, help="Print answer, decision and attempts as JSON.")
+@_with_limits
+def complete(
+    text: str, folder: str | None, pool_path: str | None, log_url: str | None, stream: bool, timeout_s: float,
+    temperature: float | None, verifier: str | None, as_json: bool, **limits: Any,
+) -> None:  # fmt: skip
+    """Route a request, call the model, check the answer, escalate.
+
+    TEXT is the request, or '-' to read it from standard input. Keys of providers are read from their usual environment
+    variables. The answer goes to standard output, what it took to standard error.
+    """
+    from router_ml.cascade import Cascade
+    from router_ml.live import LiveRouter
+    from router_ml.router import Router
+
+    if stream and as_json:
+        raise click.UsageError("expected either --stream or --json")
+    router = Router.load(folder, pool=None if pool_path is None else ModelPool.from_yaml(pool_path))
+    request = RouteRequest.of({"prompt": _text_of(text), "verifier": _verifier_of(verifier), **_given(limits)})
+    params = {} if temperature is None else {"temperature": temperature}
+    with _opened(log_url) as log:
+        cascade = Cascade(LiveRouter(router, log=log))
+        done = cascade.complete(request, stream=stream, timeout_s=timeout_s, **params)
+        if stream:
+            for chunk in done:
+                click.echo(chunk.choices[0].delta.content or "" if chunk.choices else "", nl=False)
+            click.echo()
+            done = done.completion
+        elif not as_json:
+            click.echo(done.text)
+    if as_json:
+        click.echo(json.dumps(done.to_dict(), allow_nan=False))
+    else:
+        click.echo(completion_line(done), err=True)
+
+
+def _opened(log_url: str | None) -> contextlib.AbstractContextManager[OutcomeLog | None]:
+    if log_url is None:
+        return contextlib.nullcontext()
+    from router_ml.outcomes import OutcomeLog
+
+    return OutcomeLog(log_url)
+
+
+def _verifier_of(text: str | None) -> Any:
+    if text is None:
+        return None
+    from router_ml.verifiers import verifier_of
+
+    try:
+        return verifier_of(json.loads(text), trusted=True)  # who types a command line may run commands
+    except json.JSONDecodeError as exc:
+        raise click.BadParameter(f"--verify is not JSON: {exc}") from exc
+
+
+def _text_of(text: str) -> str:
+    if text != "-":
+        return text
+    with click.open_file("-", encoding="utf-8", errors="replace") as stream:
+        return str(stream.read())
+
+
+def _given(limits: dict[str, Any]) -> dict[str, Any]:
+    """The limits that were given. Told apart by identity: a budget of 0.0 equals False and is a limit all the same."""
+    return {name: value for name, value in limits.items() if value is not None and value is not False and value != ()}
 
 
 def _decide_lines(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from router_ml import gateway_wire as wire
 from router_ml.answer import Answer, brief
 from router_ml.attempt import Attempt, AttemptKind, Usage, Verdict
-from router_ml.cascade import BACKOFF_S, LONGEST_BACKOFF_S, LONGEST_WAIT_S
+from router_ml.live import BACKOFF_S, LONGEST_BACKOFF_S, LONGEST_WAIT_S
 from router_ml.completion import TIMEOUT_S, Call, LitellmClient, cost_of, read_headers, translate
 from router_ml.errors import OutcomeLogError, ProviderError, ProviderTimeoutError, RequestError, VerifierError
 from router_ml.live import LiveRouter

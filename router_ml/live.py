@@ -6,18 +6,27 @@ what may still be spent, which model holds a conversation. ``cascade`` and ``gat
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from router_ml.attempt import Attempt, Usage
 from router_ml.completion import cost_of
-from router_ml.errors import BudgetExceededError, ContextTooLongError, NoEligibleModelError, ProviderError
+from router_ml.errors import (
+    BudgetExceededError,
+    ContextTooLongError,
+    NoEligibleModelError,
+    ProviderError,
+    ProviderTimeoutError,
+)
 from router_ml.health import Health
-from router_ml.ledger import Ledger
+from router_ml.ledger import Ledger, Reservation
 from router_ml.policy import Live
 from router_ml.pool import ModelSpec
 from router_ml.request import ReasonCode, RouteDecision, RouteRequest
@@ -25,12 +34,35 @@ from router_ml.session import Sessions
 from router_ml.telemetry import OFF, Telemetry
 
 if TYPE_CHECKING:
+    from router_ml.answer import Verifier
     from router_ml.outcomes import OutcomeLog, Receipt
     from router_ml.router import Reading, RequestLike, Router
 
 T = TypeVar("T")
 
 DAY_S = 86_400
+BACKOFF_S, LONGEST_BACKOFF_S = 0.25, 8.0
+LONGEST_WAIT_S = 2.0  # a provider that asks for a longer pause is left for another model, if there is one
+
+
+@dataclass(slots=True)
+class Course:
+    """A request on its way: what is known of it, what was decided, what was tried.
+
+    :param failed: model -> why it is not called again. :param busy: model -> why others are called before it.
+    """
+
+    reading: Reading
+    decision: RouteDecision
+    attempts: list[Attempt] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    busy: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def verifier(self) -> Verifier | None:
+        """What checks the answer; the reliability of a check that the caller makes himself checks nothing here."""
+        verifier = self.reading.request.verifier
+        return verifier if hasattr(verifier, "verify") else None  # type: ignore[return-value]
 
 
 class LiveRouter:
@@ -40,12 +72,13 @@ class LiveRouter:
     :param health: None: kept in this process.
     :param ledger: None: kept in this process, beginning with what ``log`` says was spent today.
     :param telemetry: metrics and traces.
-    :param clock: seconds since 1970.
+    :param clock: seconds since 1970. :param seed: of the jitter between attempts.
     """
 
     def __init__(
         self, router: Router, *, log: OutcomeLog | None = None, health: Health | None = None,
         ledger: Ledger | None = None, telemetry: Telemetry = OFF, clock: Callable[[], float] = time.time,
+        seed: int | None = None,
     ) -> None:  # fmt: skip
         pool = router.pool
         self.router, self.log, self.telemetry, self.clock = router, log, telemetry, clock
@@ -54,6 +87,7 @@ class LiveRouter:
         if ledger is None and log is not None:
             self.ledger.seed(log.spent(since=clock() // DAY_S * DAY_S))
         self.sessions = Sessions(clock)
+        self.rng = random.Random(seed)
         self.telemetry.watch(self.health)
         self.specs: dict[str, ModelSpec] = {spec.name: spec for spec in pool.models}
         rules = json.dumps(pool.to_dict(), sort_keys=True, default=sorted)
@@ -152,6 +186,76 @@ class LiveRouter:
             smaller = _window(other) <= _window(spec)
             if (isinstance(error, ContextTooLongError) and smaller) or (error.same_key and _key(other) == _key(spec)):
                 failed.setdefault(other.name, f"{why} of {model}")
+
+    def is_busy(self, course: Course, model: str) -> bool:
+        """Claim the right to call a model; whether somebody else probes it now, and a healthy one can do it instead."""
+        if self.health.admit(model) or not self._other(course, model, healthy=True):
+            return False
+        course.busy[model] = "its breaker is open"
+        return True
+
+    def next_model(self, course: Course) -> str | None:
+        """The model to call now that those in ``failed`` have failed, or None."""
+        other = self.alternative(course.reading, {**course.busy, **course.failed})
+        if other is None and course.busy:
+            course.busy.clear()
+            other = self.alternative(course.reading, course.failed)
+        return other
+
+    def _other(self, course: Course, model: str, *, healthy: bool = False) -> bool:
+        failed = {**course.busy, **course.failed, model: "failed"}
+        return self.alternative(course.reading, failed, healthy=healthy) is not None
+
+    def pause_before_retry(
+        self, course: Course, model: str, error: ProviderError, tries: int, timeout_s: float, *, alone: bool = False
+    ) -> float | None:
+        """Seconds until the same call is made again, None if it is not.
+
+        Exponential back-off with full jitter (Brooker, "Exponential Backoff And Jitter", AWS 2015). A timeout has
+        taken its time already, and nobody waits long for a provider that asks for it, while another model is left.
+
+        :param tries: of this model so far. :param alone: whether no other model may take its place.
+        """
+        if not error.transient or tries > self.router.pool.fallback.max_retries:
+            return None
+        patient = error.retry_after_s or 0.0
+        if not alone:
+            if model in self.health.exclusions().hard and self._other(course, model, healthy=True):
+                return None  # this very failure has opened its breaker
+            slow = isinstance(error, ProviderTimeoutError) or patient > LONGEST_WAIT_S
+            if slow and self._other(course, model):
+                return None
+        if patient > timeout_s:
+            return None
+        return max(patient, self.rng.uniform(0.0, min(LONGEST_BACKOFF_S, BACKOFF_S * 2.0 ** (tries - 1))))
+
+    def book(
+        self, course: Course, attempt: Attempt, reservation: Reservation | None, headers: Mapping[str, str]
+    ) -> None:
+        """Take an attempt that has ended into the course, the health record, the ledger and the session.
+
+        :param headers: of the provider's response, names in lower case.
+        """
+        model, request = attempt.model, course.reading.request
+        if reservation is not None:
+            if attempt.error is None or attempt.cost_usd:
+                self.ledger.settle(reservation, attempt.cost_usd)
+            else:
+                self.ledger.release(reservation)
+        if attempt.error is not None:
+            self.health.failed(model, attempt.error, attempt.latency_s, headers)
+        elif attempt.cache_hit:
+            self.health.released(model)  # nobody was called, so nothing is known of the model's health
+        else:
+            self.health.succeeded(model, attempt.latency_s, headers)
+            if request.session_id is not None:
+                self.sessions.remember(request.session_id, model, self.specs[model].call_name, attempt.usage)
+        course.attempts.append(attempt)
+
+    def spend(self, tags: Sequence[str], usd: float) -> None:
+        """Book what a check or a compression has cost."""
+        with contextlib.suppress(BudgetExceededError):  # a cap that is full already is not made fuller
+            self.ledger.settle(self.ledger.reserve(tags, 0.0), usd)
 
     def baseline_cost(self, model: str, usage: Usage) -> float:
         """What the escalation model would have cost, by the tokens that ``model`` really used."""

@@ -36,13 +36,11 @@ from router_ml.configuration import (
     brief,
     build,
     changed,
-    is_count,
-    is_number,
     known_keys,
     of,
     parse_yaml,
 )
-from router_ml.errors import MissingExtraError, PoolError
+from router_ml.errors import PoolError
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,78 +379,3 @@ def _read_model(item: Any, path: str) -> ModelSpec:
                     f"{path}.{key} is missing; expected a price, or `cost_per_request_usd`, or `local: true`"
                 )
     return spec
-
-
-def refresh(
-    pool: ModelPool, price_map: Mapping[str, Mapping[str, Any]] | None = None
-) -> tuple[ModelPool, tuple[str, ...]]:
-    """Reread prices, windows and abilities from litellm's price map; everything else in the pool is kept.
-
-    A reliable window that is not given is set to a cautious one: three quarters of the window, and never above
-    ``context.reliability_threshold``. Prices are those of a short prompt at full tariff: several providers ask more
-    above 200,000 tokens and less at night, which a pool does not model.
-
-    :param price_map: model -> facts, in the form of ``litellm.model_cost``; None: the map of the installed litellm.
-    :return: the new pool, and the names of the candidates that the map does not know, which are left as they were.
-    :raises MissingExtraError: if litellm is needed and not installed.
-    """
-    known = _litellm_prices() if price_map is None else price_map
-    specs: list[ModelSpec] = []
-    missing: list[str] = []
-    for spec in pool.models:
-        entry = _lookup(spec.call_name, known)
-        if entry is None:
-            missing.append(spec.name)
-            specs.append(spec)
-        else:
-            specs.append(dataclasses.replace(spec, **_facts(spec, entry, pool.context.reliability_threshold)))
-    return dataclasses.replace(pool, models=tuple(specs)), tuple(missing)
-
-
-_PRICE_KEYS = {
-    "input_usd_per_mtok": "input_cost_per_token",
-    "output_usd_per_mtok": "output_cost_per_token",
-    "cached_input_usd_per_mtok": "cache_read_input_token_cost",
-}
-_ABILITY_KEYS = {
-    "vision": "supports_vision", "pdf": "supports_pdf_input", "video": "supports_video_input",
-    "audio": "supports_audio_input", "tools": "supports_function_calling", "json_schema": "supports_response_schema",
-    "reasoning": "supports_reasoning", "computer_use": "supports_computer_use",
-}  # fmt: skip
-
-
-def _litellm_prices() -> Mapping[str, Mapping[str, Any]]:
-    # without this, importing litellm fetches the map from the network
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    try:
-        import litellm
-    except ImportError as exc:
-        raise MissingExtraError("litellm", "llm") from exc
-    prices: Mapping[str, Mapping[str, Any]] = litellm.model_cost
-    return prices
-
-
-def _lookup(call_name: str, known: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    if call_name in known:
-        return known[call_name]
-    provider, _, bare = call_name.partition("/")
-    entry = known.get(bare)
-    # the same bare name may belong to another provider: a local copy of a hosted model must not get its price
-    if entry is None or not str(entry.get("litellm_provider", provider)).startswith(provider):
-        return None
-    return entry
-
-
-def _facts(spec: ModelSpec, entry: Mapping[str, Any], reliability_threshold: int) -> dict[str, Any]:
-    # rounded because 1e-07 * 1e6 is 0.09999999999999999
-    found: dict[str, Any] = {
-        ours: round(entry[key] * 1e6, 6) for ours, key in _PRICE_KEYS.items() if is_number(entry.get(key))
-    }
-    found |= {name: entry[name] for name in ("max_input_tokens", "max_output_tokens") if is_count(entry.get(name))}
-    if any(key in entry for key in _ABILITY_KEYS.values()):
-        found["abilities"] = frozenset(ability for ability, key in _ABILITY_KEYS.items() if entry.get(key))
-    window = found.get("max_input_tokens", spec.max_input_tokens)
-    if window is not None:
-        cautious = min(window * 3 // 4, reliability_threshold)
-        found["reliable_input_tokens"] = min(spec.reliable_input_tokens or cautious, window)
-    return found

@@ -15,7 +15,8 @@ from router_ml.errors import ProviderError
 from router_ml.request import BYTES_PER_TOKEN
 
 if TYPE_CHECKING:
-    from router_ml.cascade import Cascade, Completion, Given, Run
+    from router_ml.attempt import Completion
+    from router_ml.cascade import Cascade, Given, Run
     from router_ml.request import RouteDecision
 
 

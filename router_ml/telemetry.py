@@ -213,8 +213,8 @@ class Tracing(Off):
     """OpenTelemetry spans: ``route`` for a decision, under it ``chat <model>`` for every call.
 
     Names and attributes are those of OpenTelemetry's semantic conventions for generative AI, which are in development
-    there; what they do not know begins with ``router_ml.``. ``gen_ai.request.model`` is what the caller asked for: "auto", or the
-    model that he pinned.
+    there; what they do not know begins with ``router_ml.``. ``gen_ai.request.model`` is what the caller asked for:
+    "auto", or the model that he pinned.
 
     :param tracer_provider: None: the global one.
     :raises MissingExtraError: if opentelemetry is not installed.

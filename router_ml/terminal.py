@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +12,9 @@ from rich.text import Text
 
 from router_ml.pool import ModelSpec
 from router_ml.request import RouteDecision
+
+if TYPE_CHECKING:
+    from router_ml.attempt import Completion
 
 WIDTH = 160  # columns where no terminal says how many there are; rich would take 80 and fold every sentence
 
@@ -41,6 +45,15 @@ def print_decision(decision: RouteDecision) -> None:
             style="bold" if chosen else "dim" if candidate.excluded_by else "",
         )
     out.print(table)
+
+
+def completion_line(done: Completion) -> str:
+    """What an answer took, on one line."""
+    tried = ", ".join(a.model + ("" if a.error is None else f" ({type(a.error).__name__})") for a in done.attempts)
+    checked = {None: "not checked", True: "accepted", False: "REJECTED by the verifier"}[done.accepted]
+    seconds = sum(attempt.latency_s for attempt in done.attempts)
+    cost = f"{usd(done.cost_usd)}, saved {usd(done.saving_usd)}, {seconds:.1f} s"
+    return f"[{done.model}; tried {tried}; {checked}; {cost}]"
 
 
 def decisions_table(decided: Iterable[tuple[str, RouteDecision]]) -> Table:

@@ -64,7 +64,7 @@ def make(router_path: Path) -> Callable[..., Cascade]:
         by_model: dict[str, Any], *, log: OutcomeLog | None = None, router: Router | None = None, **pool: Any
     ) -> Cascade:
         live = LiveRouter(router or acting_router(router_path, **pool), log=log)
-        return Cascade(live, client=answers(by_model), sleep=lambda seconds: None, seed=0)
+        return Cascade(live, client=answers(by_model), sleep=lambda seconds: None)
 
     return cascade
 
@@ -198,7 +198,7 @@ def test_a_provider_that_asks_for_a_long_pause_is_left(make: Callable[..., Casca
 def test_a_short_pause_that_a_provider_asks_for_is_kept(router_path: Path) -> None:
     pauses: list[float] = []
     client = answers({CHEAP: [RateLimitedError("busy", model=CHEAP, retry_after_s=1.5), "four"]})
-    Cascade(acting_router(router_path), client=client, sleep=pauses.append, seed=0).complete(ASK)
+    Cascade(acting_router(router_path), client=client, sleep=pauses.append).complete(ASK)
     assert len(pauses) == 1 and pauses[0] >= 1.5
 
 
@@ -208,7 +208,7 @@ def test_back_off_grows_and_is_jittered(router_path: Path) -> None:
         router = acting_router(router_path, fallback=Fallback(max_retries=5))
         failing = answers({}, ProviderUnavailableError("down", model=CHEAP))
         with pytest.raises(AttemptsFailedError):
-            Cascade(router, client=failing, sleep=found.append, seed=seed).complete(
+            Cascade(LiveRouter(router, seed=seed), client=failing, sleep=found.append).complete(
                 dataclasses.replace(ASK, allow=[CHEAP])
             )
         return found
@@ -471,7 +471,7 @@ def test_whatever_fails_there_is_an_answer_or_an_error_with_every_attempt(
         error = script.pop(0) if script else None
         return "fine" if error is None else error("x", model=call.spec.name)
 
-    cascade = Cascade(CACHED_ROUTER(router_path), client=FakeClient(answer), sleep=lambda s: None, seed=0)
+    cascade = Cascade(CACHED_ROUTER(router_path), client=FakeClient(answer), sleep=lambda s: None)
     request = RouteRequest("What is 2 + 2?", min_quality=0.01, verifier=MinimumLength(100) if checked else None)
     try:
         attempts = cascade.complete(request).attempts

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import router_ml.pool
+import router_ml.price_map
 from router_ml.cli import main
 from router_ml.errors import MissingExtraError
 from router_ml.pool import ModelPool
@@ -254,7 +254,7 @@ def test_refresh_rewrites_prices_and_says_what_changed(
     run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     prices = {"claude-opus-4-7": {"litellm_provider": "anthropic", "input_cost_per_token": 4e-6}}
-    monkeypatch.setattr(router_ml.pool, "_litellm_prices", lambda: prices)
+    monkeypatch.setattr(router_ml.price_map, "_litellm_prices", lambda: prices)
     path = tmp_path / "pool.yaml"
     ModelPool.default().to_yaml(path)
     ran = run("pool", "refresh", "--pool", str(path))
@@ -270,7 +270,7 @@ def test_refresh_without_litellm_names_the_extra(run: Any, monkeypatch: pytest.M
     def missing() -> Any:
         raise MissingExtraError("litellm", "llm")
 
-    monkeypatch.setattr(router_ml.pool, "_litellm_prices", missing)
+    monkeypatch.setattr(router_ml.price_map, "_litellm_prices", missing)
     assert_refused(run("pool", "refresh", "--out", str(tmp_path / "pool.yaml")), "pip install 'router-ml[llm]'")
 
 

@@ -19,9 +19,7 @@ from router_ml.attempt import Usage
 from router_ml.completion import (
     Call,
     LitellmClient,
-    accepted,
     cost_of,
-    import_litellm,
     read_reply,
     read_usage,
     redact,
@@ -37,6 +35,7 @@ from router_ml.errors import (
     ProviderUnavailableError,
     RateLimitedError,
 )
+from router_ml.parameters import accepted, import_litellm
 from router_ml.pool import ModelSpec
 from training.fault_server import Behaviour, FaultServer
 
@@ -106,7 +105,7 @@ def test_the_nearest_class_decides() -> None:
     ("status", "kind"), [(429, RateLimitedError), (401, CredentialsError), (503, ProviderUnavailableError)]
 )
 def test_an_exception_that_nobody_mapped_is_read_by_its_status(status: int, kind: type[ProviderError]) -> None:
-    class Strange(Exception):  # noqa: N818
+    class Strange(Exception):
         status_code = status
 
     assert type(translate(Strange(), SPEC)) is kind
@@ -283,7 +282,7 @@ def test_what_a_provider_does_not_take_is_translated_or_dropped(
 
 def test_a_schema_that_a_provider_does_not_take_becomes_an_instruction(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModelSpec("openai/no-schema")
-    monkeypatch.setattr("router_ml.completion._untaken", lambda spec, params: tuple({"response_format"} & set(params)))
+    monkeypatch.setattr("router_ml.parameters._untaken", lambda spec, params: tuple({"response_format"} & set(params)))
     messages, params = accepted(spec, ASK, {"response_format": SCHEMA, "temperature": 1.0})
     assert params == {"temperature": 1.0} and json.dumps({"type": "object"}) in messages[-1]["content"]
 
@@ -303,5 +302,5 @@ def test_a_warning_is_given_once(caplog: pytest.LogCaptureFixture) -> None:
 def test_known_answers_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     params = {"temperature": 0.3}
     accepted(SPEC, ASK, params)
-    monkeypatch.setattr("router_ml.completion._try_params", lambda *a: pytest.fail("asked litellm again"))
+    monkeypatch.setattr("router_ml.parameters._try_params", lambda *a: pytest.fail("asked litellm again"))
     accepted(SPEC, ASK, params)

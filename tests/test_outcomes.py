@@ -377,7 +377,7 @@ def test_one_bad_row_takes_no_other_with_it(url: str, caplog: pytest.LogCaptureF
         hold = blocked(log)
         good = [log.record(entry(f"d{i}", attempt())) for i in range(3)]
         bad = log.record(entry("bad", dataclasses.replace(attempt(), stage="x" * 20)))  # type: ignore[arg-type]
-        unmakeable = log.record(entry("worse", attempts=None))  # type: ignore[arg-type]
+        unmakeable = log.record(entry("worse", labels=5))
         refused = log.add(lambda: outcome_rows.Rows([{"decision_id": None}]))
         good.append(log.record(entry("d3")))
         hold.set()

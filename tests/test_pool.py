@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 import router_ml.pool
 from router_ml.errors import MissingExtraError, PoolError
-from router_ml.pool import Breaker, Budgets, Context, Fallback, ModelPool, ModelSpec, Rule, refresh
+from router_ml.pool import Breaker, Budgets, Context, Fallback, ModelPool, ModelSpec, Rule
+from router_ml.price_map import refresh
 from router_ml.request import ABILITIES
 
 DEFAULT_NAMES = (

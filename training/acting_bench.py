@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -29,10 +30,11 @@ import click
 from router_ml.attempt import Attempt
 from router_ml.cascade import Cascade
 from router_ml.cli import run
-from router_ml.completion import Call, FakeClient, import_litellm
+from router_ml.completion import Call, FakeClient
 from router_ml.errors import AttemptsFailedError, ProviderError, ProviderUnavailableError
 from router_ml.live import LiveRouter
 from router_ml.outcomes import OutcomeLog
+from router_ml.parameters import import_litellm
 from router_ml.pool import ModelPool
 from router_ml.request import RouteRequest
 from router_ml.router import Router
@@ -86,9 +88,12 @@ def overhead(calls: int = CALLS) -> list[Figure]:
             cascade = Cascade(LiveRouter(router, log=log))
             bare, ours = [], []
             for text in texts:
-                call = {"model": "openai/x", "messages": [{"role": "user", "content": text}], "api_base": f"{url}/v1"}
-                bare.append(_seconds(lambda c=call: litellm.completion(**c, api_key=KEY, max_retries=0, timeout=30)))
-                ours.append(_seconds(lambda t=text: cascade.complete(t)))
+                call = {
+                    "model": "openai/x", "messages": [{"role": "user", "content": text}], "api_base": f"{url}/v1",
+                    "api_key": KEY, "max_retries": 0, "timeout": 30,
+                }  # fmt: skip
+                bare.append(_seconds(partial(litellm.completion, **call)))
+                ours.append(_seconds(partial(cascade.complete, text)))
     base, own = median(bare[WARM_UP:]) * 1e3, median(ours[WARM_UP:]) * 1e3
     return [
         Figure("a bare litellm call over HTTP, p50", base, "ms"),
@@ -119,7 +124,7 @@ def storm(router: Router, requests: int = STORM_REQUESTS, *, faults: dict[str, f
     ):
         router = router.with_pool(behind(router.pool, server.url))
         with OutcomeLog(f"sqlite:///{folder}/log.db") as log:
-            cascade = Cascade(LiveRouter(router, log=log), seed=0)
+            cascade = Cascade(LiveRouter(router, log=log))
             asyncio.run(_send(cascade, requests, found, attempts))
             log.flush()
             logged = list(log.decisions())
@@ -169,7 +174,7 @@ def outage(router: Router) -> Outage:
         return ProviderUnavailableError("down", model=wanted) if broken else "fine"
 
     client = FakeClient(answer)
-    cascade = Cascade(live, client=client, sleep=lambda seconds: None, seed=0)
+    cascade = Cascade(live, client=client, sleep=lambda seconds: None)
 
     def seconds(n: int) -> int:
         client.calls.clear()
@@ -213,7 +218,7 @@ def replay(router: Router, hours: float = REPLAY_HOURS, apart_s: float = REPLAY_
     with tempfile.TemporaryDirectory() as folder, OutcomeLog(f"sqlite:///{folder}/log.db") as log:
         live = LiveRouter(router, log=log, clock=lambda: clock[0])
         client = _Forgetful(answer)
-        cascade = Cascade(live, client=client, sleep=lambda seconds: None, seed=0)
+        cascade = Cascade(live, client=client, sleep=lambda seconds: None)
         for i in range(n):
             clock[0] += apart_s
             request = RouteRequest(next(texts), session_id=f"s{i // 4}", tags=[f"team{i % 5}"])
@@ -244,7 +249,7 @@ def log_write(calls: int = 5_000) -> list[Figure]:
         for text in texts:
             reading = live.read(text)
             decision = live.decide(reading)
-            times.append(_seconds(lambda r=reading, d=decision: live.record(r, d, (), "bench")))
+            times.append(_seconds(partial(live.record, reading, decision, (), "bench")))
     return [Figure("writing to the outcome log, p50 of its caller", median(times) * 1e6, "us", 100.0)]
 
 

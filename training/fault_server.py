@@ -37,6 +37,7 @@ FAULTS = (
     *PROBLEMS, "timeout", "broken_json", "close", "truncated", "empty", "stream_break", "slow_stream",
 )  # fmt: skip
 _FORMATS: Mapping[str, Format] = {"/v1/chat/completions": OpenAI(), "/v1/messages": Anthropic()}
+_BREAKS = ("truncated", "stream_break")
 _PIECES = 8  # of a whole answer that is to break or to be slow
 
 
@@ -282,6 +283,8 @@ class FaultServer:
         if fault in (OK, "broken_json", "empty"):
             writer.write(head + whole)
             return
+        if fault in _BREAKS:
+            whole = whole[:-1]  # however many pieces are sent, not all of it
         size = -(-len(whole) // _PIECES)
         pieces = (whole[start : start + size] for start in range(0, len(whole), size))
         writer.write(head)
@@ -303,14 +306,14 @@ class FaultServer:
 
 
 async def _send(writer: asyncio.StreamWriter, pieces: Iterable[bytes], behaviour: Behaviour, fault: str) -> None:
-    for index, piece in enumerate(pieces):
-        if fault in ("stream_break", "truncated") and index >= behaviour.break_after:
-            await writer.drain()
-            raise _HangUpError
+    breaks = fault in _BREAKS
+    for piece in itertools.islice(pieces, behaviour.break_after) if breaks else pieces:
         if fault == "slow_stream":
             await asyncio.sleep(behaviour.event_delay_s)
         writer.write(piece)
         await writer.drain()
+    if breaks:
+        raise _HangUpError
 
 
 async def _stall(reader: asyncio.StreamReader, seconds: float) -> None:

@@ -89,7 +89,7 @@ def table_of_log(
             for name in KNOWN:
                 columns[name].append(row.get(name))
     columns = _of_one_encoder(columns, left_out)
-    if not columns["request_id"]:
+    if not columns:
         problems = [f"{n} left out: {reason}" for reason, n in left_out.items()]
         raise TableError(log.name, [f"{n_decisions} decisions give no row", *problems])
     table = from_columns(columns, log.name)
