@@ -28,8 +28,10 @@ test: $(VENV)/installed-test
 test-slow: $(VENV)/installed-test-slow
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/installed-demo
+bench: $(VENV)/installed-test
 	@$(BIN)/python -m training.bench $(ARGS)
+	@$(BIN)/python -m training.acting_bench
+	@$(BIN)/python -m training.gateway_bench
 
 quality: $(VENV)/installed-demo
 	@$(BIN)/python -m training.quality $(ARGS)
@@ -56,7 +58,7 @@ $(VENV)/installed-demo: pyproject.toml constraints.txt $(VENV)/created
 
 $(VENV)/installed-test: pyproject.toml constraints.txt $(VENV)/created
 	@echo "Setting up $(VENV) for the tests, a minute or two the first time ..."
-	@$(INSTALL) --editable ".[train,llm,test]"
+	@$(INSTALL) --editable ".[act,cache,gateway,test,tracing,train]"
 	@touch $@ $(VENV)/installed-demo
 
 # torch by itself and first: what is found for that version may be a CPU build, a fraction of the default one's size

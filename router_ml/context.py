@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Messages = list[dict[str, Any]]
 Ask = Callable[[str, Messages], tuple[str, float]]  # (model of the pool, messages) -> (text, cost in USD)
 
+KEPT_SHARE = 0.75  # of the limit that the turns kept word for word may fill; the summary needs room
+
 _INSTRUCTION = (
     "Summarise the part of a conversation that follows, for an assistant that has to go on with it. Keep every fact, "
     "name, number, decision, open question and file path that may still matter; leave out everything else. Write in "
@@ -43,8 +45,8 @@ class Compressor(Protocol):
 class SummariseMiddle:
     """Keeps system messages and the last turns, and has a cheap model of the pool summarise what lies between.
 
-    :param model: a candidate of the pool. :param keep_last: messages kept at the end; an answer of a tool is never
-        parted from the call that it answers. :param max_chars: of the middle that the model is given, half of each end.
+    :param model: a candidate of the pool. :param keep_last: messages kept at the end, fewer if they are too long; an
+        answer of a tool is never parted from the call that it answers. :param max_chars: of the middle that the model is given, half of each end.
     """
 
     model: str
@@ -55,7 +57,10 @@ class SummariseMiddle:
         head = [message for message in messages if message["role"] in ("system", "developer")]
         turns = [message for message in messages if message["role"] not in ("system", "developer")]
         cut = max(0, len(turns) - self.keep_last)
-        while cut > 0 and turns[cut]["role"] in ("tool", "function"):
+        # the last turn is the question: it stays, however long it is
+        while cut < len(turns) - 1 and tokens_of([*head, *turns[cut:]]) > limit_tokens * KEPT_SHARE:
+            cut += 1
+        while 0 < cut < len(turns) and turns[cut]["role"] in ("tool", "function"):
             cut -= 1
         if cut == 0:
             return messages  # the last turns are all there is
@@ -86,7 +91,7 @@ def length_limit(router: Router, reading: Reading) -> int | None:
 
 def tokens_of(messages: Messages) -> int:
     """The common estimate of a conversation's tokens."""
-    return read_trace(RouteRequest(messages)).input_tokens
+    return read_trace(RouteRequest([*messages, {"role": "user", "content": "?"}])).input_tokens  # never an empty one
 
 
 def _text(message: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from acting import acting_router
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,7 +37,6 @@ from router_ml.pool import Breaker, Budgets, Fallback, Rule
 from router_ml.request import RouteRequest, VerifierSpec
 from router_ml.router import Router
 from router_ml.verifiers import Check, Judge, MinimumLength
-from tests.acting import acting_router
 
 CHEAP, STRONG = "other/mini", "other/max"
 ASK = RouteRequest("What is 2 + 2?", allow=[CHEAP, STRONG], min_quality=0.01)  # the cheap model is chosen first

@@ -197,6 +197,21 @@ def test_nothing_is_ever_changed_or_removed() -> None:
         )
 
 
+def test_a_user_who_may_only_read_and_add_can_log(server: PostgresServer) -> None:
+    url = server.new_database("rights")
+    OutcomeLog(url).close()
+    engine = open_database(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE ROLE adder LOGIN PASSWORD 'adder'")
+        connection.exec_driver_sql("GRANT SELECT, INSERT ON ALL TABLES IN SCHEMA public TO adder")
+    engine.dispose()
+    with OutcomeLog(url.replace(f"router:{PASSWORD}", "adder:adder")) as log:
+        log.record(entry("d1", attempt())).wait(30)
+        log.record(entry("d1", attempt())).wait(30)
+        log.feedback("d1", score=1.0).wait(30)
+        assert len(only(log).feedback) == 1
+
+
 def test_a_decision_that_is_recorded_twice_is_kept_as_it_was_first(url: str) -> None:
     with OutcomeLog(url) as log:
         log.record(entry("d1", attempt(), policy="first")).wait(30)
