@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from router_ml.answer import Answer, Verifier
     from router_ml.context import Compressor
     from router_ml.ledger import Reservation
-    from router_ml.outcomes import Receipt
+    from router_ml.outcomes import OutcomeLog, Receipt
     from router_ml.router import Reading, RequestLike, Router
 
 log = logging.getLogger("router_ml")
@@ -63,7 +63,8 @@ class Given(NamedTuple):
 class Cascade:
     """Carries requests out.
 
-    :param live: a router in service.
+    :param live: a router in service, or a router that this puts into service.
+    :param log: where decisions and attempts go; a ``LiveRouter`` has its own already.
     :param client: None: litellm, imported at the first call.
     :param compress: shortens a prompt that is longer than the wanted model is reliable for; None: the guards move it
         to a model that is.
@@ -71,10 +72,10 @@ class Cascade:
     """
 
     def __init__(
-        self, live: LiveRouter | Router, *, client: Client | None = None, compress: Compressor | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        self, live: LiveRouter | Router, *, log: OutcomeLog | None = None, client: Client | None = None,
+        compress: Compressor | None = None, sleep: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
-        self.live = live if isinstance(live, LiveRouter) else LiveRouter(live)
+        self.live = live if isinstance(live, LiveRouter) else LiveRouter(live, log=log)
         self.compress = compress
         self._client = client
         self._driver = Driver(lambda: self.client, sleep)

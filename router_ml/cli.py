@@ -211,7 +211,6 @@ def complete(
     variables. The answer goes to standard output, what it took to standard error.
     """
     from router_ml.cascade import Cascade
-    from router_ml.live import LiveRouter
     from router_ml.router import Router
 
     if stream and as_json:
@@ -220,8 +219,7 @@ def complete(
     request = RouteRequest.of({"prompt": _text_of(text), "verifier": _verifier_of(verifier), **_given(limits)})
     params = {} if temperature is None else {"temperature": temperature}
     with _opened(log_url) as log:
-        cascade = Cascade(LiveRouter(router, log=log))
-        done = cascade.complete(request, stream=stream, timeout_s=timeout_s, **params)
+        done = Cascade(router, log=log).complete(request, stream=stream, timeout_s=timeout_s, **params)
         if stream:
             for chunk in done:
                 click.echo(chunk.choices[0].delta.content or "" if chunk.choices else "", nl=False)

@@ -46,7 +46,8 @@ class SummariseMiddle:
     """Keeps system messages and the last turns, and has a cheap model of the pool summarise what lies between.
 
     :param model: a candidate of the pool. :param keep_last: messages kept at the end, fewer if they are too long; an
-        answer of a tool is never parted from the call that it answers. :param max_chars: of the middle that the model is given, half of each end.
+        answer of a tool is never parted from the call that it answers.
+    :param max_chars: of the middle that the model is given, half of each end.
     """
 
     model: str

@@ -7,31 +7,38 @@ Nothing here imports the proxy, so a test can play it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
-import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from router_ml import gateway_wire as wire
 from router_ml.answer import Answer, brief
-from router_ml.attempt import Attempt, AttemptKind, Usage, Verdict
-from router_ml.live import BACKOFF_S, LONGEST_BACKOFF_S, LONGEST_WAIT_S
+from router_ml.attempt import Attempt, AttemptKind, Verdict
 from router_ml.completion import TIMEOUT_S, Call, LitellmClient, cost_of, read_headers, translate
-from router_ml.errors import OutcomeLogError, ProviderError, ProviderTimeoutError, RequestError, VerifierError
-from router_ml.live import LiveRouter
+from router_ml.errors import (
+    BudgetExceededError,
+    OutcomeLogError,
+    ProviderError,
+    ProviderUnavailableError,
+    RequestError,
+    VerifierError,
+)
+from router_ml.live import Course, LiveRouter
 from router_ml.request import RouteDecision
 
 if TYPE_CHECKING:
-    from router_ml.answer import Verifier
     from router_ml.ledger import Reservation
     from router_ml.router import Reading
 
 ALIASES = ("auto", "router_ml/auto")  # what a client asks for to be routed
 GRACE_S = 5.0  # how long the proxy may take to report the end of a stream whose client is gone
+BURST_S = 0.05  # how long entries of the outcome log gather
 FULL_QUEUE = 5_000  # entries of the outcome log that wait; from then on nobody waits for it on the event loop
 # What a client may not say, because it would decide in the router's place, or make up an outcome.
 _OURS = (
@@ -58,26 +65,22 @@ current: ContextVar[Holder] = ContextVar("router_ml_exchange")
 
 
 @dataclass(slots=True, eq=False)
-class Exchange:
+class Exchange(Course):
     """One client request on its way.
 
-    :param call: which format it came in, see ``gateway_wire``.
-    :param calling: the candidate that is called now, or was last.
-    :param fallbacks: what the proxy goes on to, in order; it reads this very list when an attempt has failed. A name
-        is another model, a mapping the same one again.
+    :param call: which format it came in, see ``gateway_wire``. :param pinned: the client named the candidate.
+    :param calling: the candidate that is called now, or was last. :param running: whether that call has not ended.
+    :param following: what the proxy goes on to, in order; it reads this very list when an attempt has failed. A name is
+        another model, a mapping the same one again.
     """
 
-    call: str
-    reading: Reading
-    decision: RouteDecision
-    calling: str
-    pinned: bool
+    call: str = "acompletion"
+    pinned: bool = False
+    calling: str = ""
     stage: int = 0
-    attempts: list[Attempt] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)  # model -> why it is not called again
-    fallbacks: list[Any] = field(default_factory=list)
+    following: list[Any] = field(default_factory=list)
     reservation: Reservation | None = None
-    admitted: bool = False
+    running: bool = False
     started_at: float = 0.0
     clock: float = 0.0
     closed: bool = False
@@ -87,22 +90,18 @@ class Exchange:
         """P(success) of the model that is called now."""
         return next(c.p_success for c in self.decision.candidates if c.model == self.calling)
 
-    @property
-    def verifier(self) -> Verifier | None:
-        verifier = self.reading.request.verifier
-        return verifier if hasattr(verifier, "verify") else None  # type: ignore[return-value]
-
 
 class Gateway:
-    """Follows the exchanges of one process.
+    """Follows the exchanges of one process. What it does on the event loop waits for nobody.
 
-    :param live: a router in service. :param client: calls a judge's model; None: litellm.
+    :param live: a router in service.
+    :param waits: whether ``begin`` and ``failed`` ask the network, because workers share caps.
     """
 
-    def __init__(self, live: LiveRouter, client: LitellmClient | None = None) -> None:
-        self.live, self._client = live, client
+    def __init__(self, live: LiveRouter, *, waits: bool = False) -> None:
+        self.live, self.waits = live, waits
         self._open: set[Exchange] = set()
-        self._rng = random.Random()
+        self._unlogged: list[Any] = []
 
     def decide(self, call: str, body: Mapping[str, Any], session_id: str | None) -> tuple[Reading, RouteDecision]:
         """Decide for a body without calling anybody.
@@ -150,144 +149,140 @@ class Gateway:
         :raises RequestError, NoEligibleModelError, BudgetExceededError: as ``decide``.
         """
         reading, decision = self.decide(call, body, session_id)
-        pinned = body["model"] not in ALIASES
-        exchange = Exchange(call, reading, decision, decision.model, pinned)
-        if not pinned:
-            exchange.calling = self._admitted(exchange, decision.model)
-        for name in _OURS:
-            body.pop(name, None)
-        for name in self.live.specs[exchange.calling].params:
-            body.pop(name, None)  # it is what makes the candidate this one
-        body["model"] = exchange.calling
-        body["fallbacks"] = [{"*": exchange.fallbacks}]
+        exchange = Exchange(reading, decision, call=call, pinned=body.get("model") in self.live.specs)
+        exchange.calling = self._admitted(exchange, decision.model)
+        self._reserve(exchange, exchange.calling)
+        for name in (*_OURS, *self.live.specs[exchange.calling].params):
+            body.pop(name, None)  # parameters of the pool entry are what makes the candidate this one
+        body.update(model=exchange.calling, fallbacks=[{"*": exchange.following}])
         self._open.add(exchange)
         return exchange
 
-    def _admitted(self, exchange: Exchange, model: str) -> str:
-        """The model itself, or another if somebody else probes it at this moment."""
-        if not self.live.health.admit(model):
-            other = self.live.alternative(exchange.reading, {model: "its breaker is open"})
-            if other is not None and other != model:
-                return other
-        else:
-            exchange.admitted = True
-        return model
-
     def started(self, exchange: Exchange, model: str) -> None:
-        """The proxy calls a model.
-
-        :raises BudgetExceededError: if a cap forbids it by now.
-        """
-        live = self.live
-        if not exchange.admitted or model != exchange.calling:
-            live.health.admit(model)
-        exchange.admitted = False
-        exchange.calling, exchange.started_at, exchange.clock = model, live.clock(), time.perf_counter()
-        self._release(exchange)
-        tags = exchange.reading.request.tags
-        exchange.reservation = live.ledger.reserve(tags, live.expected_cost(exchange.reading, model))
+        """The proxy calls a model."""
+        if exchange.running:  # a stream that broke off, which the proxy goes on from by itself
+            self.broke(exchange, ProviderUnavailableError(f"{exchange.calling} broke off", model=exchange.calling))
+        exchange.calling, exchange.running = model, True
+        exchange.started_at, exchange.clock = self.live.clock(), time.perf_counter()
 
     def failed(self, exchange: Exchange, exc: Exception) -> float:
-        """The call failed; what the proxy is to do next is in ``fallbacks`` afterwards.
+        """The call failed; what the proxy is to do next is in ``following`` afterwards.
 
         :return: seconds that it should wait before.
         """
         model, live = exchange.calling, self.live
         error = translate(exc, live.specs[model])
-        seconds = time.perf_counter() - exchange.clock
-        self._release(exchange)
-        live.health.failed(model, error, seconds, error.headers)
-        self._attempted(exchange, Attempt(
-            model, AttemptKind.ANSWER, exchange.stage, exchange.started_at, seconds, error=error,
-        ))  # fmt: skip
+        self.broke(exchange, error)
         tries = sum(a.model == model and a.stage == exchange.stage for a in exchange.attempts)
-        pause = self._pause(exchange, error, tries)
-        if pause is not None:
-            # the proxy never does the same twice; the depth tells one try from another, and is the proxy's to set
-            exchange.fallbacks.append({"model": model, "fallback_depth": tries})
-            return pause
-        live.give_up(exchange.failed, model, error)
-        other = self._alternative(exchange, exchange.failed)
-        if other is not None:
+        pause = live.pause_before_retry(exchange, model, error, tries, TIMEOUT_S, alone=exchange.pinned)
+        with contextlib.suppress(BudgetExceededError):  # then nothing follows
+            if pause is not None:
+                self._reserve(exchange, model)
+                # the proxy never does the same twice; the depth tells one try from another, and is the proxy's to set
+                exchange.following.append({"model": model, "fallback_depth": tries})
+                return pause
+            live.give_up(exchange.failed, model, error)
             live.telemetry.fell_back(model, error)
-            exchange.fallbacks.append(other)
+            other = None if exchange.pinned else live.next_model(exchange)
+            if other is not None:
+                other = self._admitted(exchange, other)
+                self._reserve(exchange, other)
+                exchange.following.append(other)
         return 0.0
 
-    def _pause(self, exchange: Exchange, error: ProviderError, tries: int) -> float | None:
-        """Seconds until the same call is made again, None if it is not. The rule is that of ``cascade``."""
-        if not error.transient or tries > self.live.router.pool.fallback.max_retries:
-            return None
-        patient = error.retry_after_s or 0.0
-        if isinstance(error, ProviderTimeoutError) or patient > LONGEST_WAIT_S:
-            if self._alternative(exchange, {**exchange.failed, exchange.calling: "failed"}) is not None:
-                return None
-            if patient > TIMEOUT_S:
-                return None
-        return max(patient, self._rng.uniform(0.0, min(LONGEST_BACKOFF_S, BACKOFF_S * 2.0 ** (tries - 1))))
-
-    def _alternative(self, exchange: Exchange, failed: Mapping[str, str]) -> str | None:
-        return None if exchange.pinned else self.live.alternative(exchange.reading, failed)
+    def broke(self, exchange: Exchange, error: ProviderError) -> None:
+        """Book a call that failed."""
+        self._ended(exchange, Attempt(
+            exchange.calling, AttemptKind.ANSWER, exchange.stage, exchange.started_at,
+            time.perf_counter() - exchange.clock, error=error,
+        ), error.headers)  # fmt: skip
+        self.live.telemetry.attempted(exchange.attempts[-1], exchange.decision)
 
     def answered(self, exchange: Exchange, response: Any, hidden: Mapping[str, Any]) -> None:
-        """The call gave a whole answer. :param hidden: what the proxy knows of it besides."""
-        model, live = exchange.calling, self.live
-        spec, seconds = live.specs[model], time.perf_counter() - exchange.clock
+        """Book a call that gave a whole answer. :param hidden: what the proxy knows of it besides."""
         usage, cache_hit = wire.read_usage(response), bool(hidden.get("cache_hit"))
-        cost = 0.0 if cache_hit else cost_of(spec, usage)
-        if exchange.reservation is not None:
-            live.ledger.settle(exchange.reservation, cost)
-            exchange.reservation = None
-        if cache_hit:
+        cost = 0.0 if cache_hit else cost_of(self.live.specs[exchange.calling], usage)
+        self._ended(exchange, Attempt(
+            exchange.calling, AttemptKind.ANSWER, exchange.stage, exchange.started_at,
+            time.perf_counter() - exchange.clock, cost, usage, cache_hit=cache_hit,
+        ), read_headers(hidden.get("additional_headers")))  # fmt: skip
+
+    def _ended(self, exchange: Exchange, attempt: Attempt, headers: Mapping[str, str]) -> None:
+        exchange.running = False
+        reservation, exchange.reservation = exchange.reservation, None
+        self.live.book(exchange, attempt, reservation, headers)
+
+    def _admitted(self, exchange: Exchange, model: str) -> str:
+        """The model, or another if somebody else probes it at this moment."""
+        if exchange.pinned:
+            self.live.health.admit(model)
+            return model
+        while self.live.is_busy(exchange, model):
+            model = self.live.next_model(exchange) or model
+        return model
+
+    def _reserve(self, exchange: Exchange, model: str) -> None:
+        """:raises BudgetExceededError: if a cap forbids the call by now."""
+        live, tags = self.live, exchange.reading.request.tags
+        try:
+            exchange.reservation = live.ledger.reserve(tags, live.expected_cost(exchange.reading, model))
+        except BudgetExceededError:
             live.health.released(model)
-        else:
-            live.health.succeeded(model, seconds, read_headers(hidden.get("additional_headers")))
-        session = exchange.reading.request.session_id
-        if session is not None:
-            live.sessions.remember(session, model, spec.call_name, usage)
-        self._attempted(exchange, Attempt(
-            model, AttemptKind.ANSWER, exchange.stage, exchange.started_at, seconds, cost, usage, cache_hit=cache_hit,
-        ))  # fmt: skip
+            raise
 
     async def checked(self, exchange: Exchange, response: Any, call: Callable[[str], Awaitable[Any]]) -> Any:
         """The answer after its checks: the first that is accepted along the plan, or the last there is.
 
         :param call: calls a model of the pool with the client's request; its attempts are reported like all others.
         """
-        verifier = exchange.verifier
-        while verifier is not None:
-            verdict = await self._verdict(exchange, verifier, response)
-            exchange.attempts[-1] = dataclasses.replace(exchange.attempts[-1], verdict=verdict)
-            if verdict is None or verdict.accepted:
+        while True:
+            verdict = await self._verdict(exchange, response)
+            attempt = exchange.attempts[-1] = dataclasses.replace(exchange.attempts[-1], verdict=verdict)
+            self.live.telemetry.attempted(attempt, exchange.decision)
+            if verdict is None or verdict.accepted or exchange.pinned:
                 break
-            exchange.failed[exchange.calling] = "its answer was rejected"
+            exchange.failed[attempt.model] = "its answer was rejected"
             following = [model for model in exchange.decision.plan if model not in exchange.failed]
-            if not following or exchange.pinned:
+            if not following:
                 break
-            exchange.stage = exchange.decision.plan.index(following[0])
-            exchange.fallbacks.clear()
             try:
-                response = await call(following[0])
+                other = self._admitted(exchange, following[0])
+                self._reserve(exchange, other)
+                exchange.stage = exchange.decision.plan.index(following[0])
+                exchange.following.clear()
+                response = await call(other)
             except Exception:  # its attempts are on record; the answer that was rejected is better than none
                 break
         self.close(exchange)
         return response
 
-    async def _verdict(self, exchange: Exchange, verifier: Verifier, response: Any) -> Verdict | None:
+    async def _verdict(self, exchange: Exchange, response: Any) -> Verdict | None:
+        """None if there is no verifier or it broke, for a broken check says nothing."""
+        verifier = exchange.verifier
+        if verifier is None:
+            return None
+        spent: list[float] = []
+        request = exchange.reading.request
+
+        def ask(model: str, messages: list[dict[str, Any]]) -> tuple[str, float]:
+            spec = self.live.specs[model]
+            reply = self._litellm.complete(Call(spec, messages, {}, TIMEOUT_S))
+            spent.append(0.0 if reply.cache_hit else cost_of(spec, reply.usage))
+            self.live.spend(request.tags, spent[-1])
+            return reply.text, spent[-1]
+
         text, finish_reason = wire.read_answer(response)
-        answer = Answer(text, exchange.reading.request, finish_reason, self._ask)
         try:
-            return await asyncio.to_thread(verifier.verify, answer)
-        except VerifierError as exc:
-            log.warning("an answer was not checked: %s", exc)
+            return await asyncio.to_thread(verifier.verify, Answer(text, request, finish_reason, ask))
+        except Exception as exc:  # not its message, which may quote the answer, unless it is one of ours
+            log.warning("an answer was not checked: %s", exc if isinstance(exc, VerifierError) else type(exc).__name__)
+            attempt = exchange.attempts[-1]  # a check that broke has cost its calls all the same
+            exchange.attempts[-1] = dataclasses.replace(attempt, cost_usd=attempt.cost_usd + sum(spent))
             return None
 
-    def _ask(self, model: str, messages: list[dict[str, Any]]) -> tuple[str, float]:
-        """Call a model for a judge. Runs in a thread."""
-        if self._client is None:
-            self._client = LitellmClient()
-        spec = self.live.router.pool.spec(model)
-        reply = self._client.complete(Call(spec, messages, {}, TIMEOUT_S))
-        return reply.text, 0.0 if reply.cache_hit else cost_of(spec, reply.usage)
+    @cached_property
+    def _litellm(self) -> LitellmClient:
+        return LitellmClient()
 
     def close(self, exchange: Exchange) -> None:
         """Log the exchange, once; what is reported later is too late."""
@@ -295,8 +290,8 @@ class Gateway:
             return
         exchange.closed = True
         self._open.discard(exchange)
-        if exchange.reservation is not None:  # a call of which nothing is known
-            self._release(exchange)
+        if exchange.reservation is not None:  # for a call that was never made
+            self.live.ledger.release(exchange.reservation)
             self.live.health.released(exchange.calling)
         last = exchange.attempts[-1] if exchange.attempts else None
         baseline = None
@@ -306,32 +301,20 @@ class Gateway:
             self.live.telemetry.finished(cost, baseline - cost)
         self._log(exchange.reading, exchange.decision, exchange.attempts, "gateway", baseline)
 
-    def _log(
-        self, reading: Reading, decision: RouteDecision, attempts: Sequence[Attempt], source: str,
-        baseline: float | None,
-    ) -> None:  # fmt: skip
-        arguments = (reading, decision, attempts, source, baseline)
-        if self.live.log is not None and self.live.log.pending > FULL_QUEUE:
-            # the log's database is away: record() may wait, which must not hold up everybody else
-            asyncio.get_running_loop().run_in_executor(None, self.live.record, *arguments)
-        else:
-            self.live.record(*arguments)
-
     def left(self, exchange: Exchange) -> None:
         """The client's request has ended for it. What the proxy still reports is waited for a moment."""
         if not exchange.closed:
             asyncio.get_running_loop().call_later(GRACE_S, self.abandon, exchange)
 
     def abandon(self, exchange: Exchange) -> None:
-        """Close an exchange whose end nobody reported: the client hung up. The attempt stands without an outcome."""
+        """Close an exchange whose end nobody reported: the client hung up. Nothing is known of the call."""
         if exchange.closed:
             return
-        if exchange.reservation is not None:
-            seconds = time.perf_counter() - exchange.clock
-            error = ProviderError(f"{exchange.calling} was left by its client", model=exchange.calling)
-            self._attempted(exchange, Attempt(
-                exchange.calling, AttemptKind.ANSWER, exchange.stage, exchange.started_at, seconds, 0.0, Usage(),
-                error=error,
+        if exchange.running:
+            error = ProviderError(f"the client hung up on {exchange.calling}", model=exchange.calling)
+            exchange.attempts.append(Attempt(
+                exchange.calling, AttemptKind.ANSWER, exchange.stage, exchange.started_at,
+                time.perf_counter() - exchange.clock, error=error,
             ))  # fmt: skip
         self.close(exchange)
 
@@ -339,17 +322,35 @@ class Gateway:
         """Close what is open, and the log. :raises OutcomeLogError: if something could not be written."""
         for exchange in list(self._open):
             self.abandon(exchange)
+        self._hand_over()
         if self.live.log is not None:
             self.live.log.close()
 
-    def _attempted(self, exchange: Exchange, attempt: Attempt) -> None:
-        exchange.attempts.append(attempt)
-        self.live.telemetry.attempted(attempt, exchange.decision.model)
+    # -- the outcome log. An entry a transaction would cost more than everything else here together, so they are
+    # handed over in bursts.
 
-    def _release(self, exchange: Exchange) -> None:
-        if exchange.reservation is not None:
-            self.live.ledger.release(exchange.reservation)
-            exchange.reservation = None
+    def _log(
+        self, reading: Reading, decision: RouteDecision, attempts: Sequence[Attempt], source: str,
+        baseline: float | None,
+    ) -> None:  # fmt: skip
+        if self.live.log is None:
+            return
+        if not self._unlogged:
+            with contextlib.suppress(RuntimeError):  # no loop runs when the server shuts down
+                asyncio.get_running_loop().call_later(BURST_S, self._hand_over)
+        self._unlogged.append((reading, decision, attempts, source, baseline))
+
+    def _hand_over(self) -> None:
+        """Give the log what has gathered. It waits where the log is full, which must not hold up everybody else."""
+        entries, self._unlogged = self._unlogged, []
+        if entries and self.live.log is not None and self.live.log.pending > FULL_QUEUE:
+            asyncio.get_running_loop().run_in_executor(None, self._record, entries)
+        else:
+            self._record(entries)
+
+    def _record(self, entries: Sequence[Any]) -> None:
+        for entry in entries:
+            self.live.record(*entry)
 
 
 def failure_of(exchange: Exchange) -> tuple[int, str, float | None]:

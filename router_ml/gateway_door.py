@@ -1,4 +1,4 @@
-"""The gateway's front door, before anything of the proxy's: which paths exist, who may enter, how long a body may be."""
+"""The gateway's front door, before anything of the proxy's: what is served, to whom, and how long a body may be."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 MAX_BODY_BYTES = 20 * 1024 * 1024
 DRAIN_S = 5.0  # how long the rest of a refused body is thrown away before the connection is closed
 KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
+NO_KEY = "the key is missing or wrong; expected Authorization: Bearer KEY, or x-api-key: KEY"
 HEALTH = frozenset({"/health/liveliness", "/health/liveness", "/health/readiness"})
 SERVED = frozenset({
     "/v1/chat/completions", "/chat/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses",
@@ -58,7 +59,7 @@ class Door:
             await _refuse(scope, send, 404, "not found")
             return
         if path not in HEALTH and not self._knows(scope["headers"]):
-            await _refuse(scope, send, 401, "the key is missing or wrong; expected Authorization: Bearer KEY, or x-api-key")
+            await _refuse(scope, send, 401, NO_KEY)
             return
         # a client must not choose the id by which a request's log lines and outcomes are told apart
         scope["headers"] = [item for item in scope["headers"] if item[0] != b"x-litellm-call-id"]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -30,6 +31,11 @@ def install(gateway: Gateway, proxy: ModuleType) -> None:
     import litellm
 
     litellm.callbacks.append(_hook(gateway))
+    if os.environ.get("LEAN"):
+        from litellm.proxy.hooks import PROXY_HOOKS
+        PROXY_HOOKS.clear()
+        if os.environ["LEAN"] == "2":
+            proxy.app.user_middleware.clear()
     _name_streams(proxy)
     _add_routes(gateway, proxy)
 
@@ -42,6 +48,9 @@ def _exchange() -> Exchange | None:
 def _hook(gateway: Gateway) -> Any:
     from litellm.integrations.custom_logger import CustomLogger
 
+    async def run(step: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.to_thread(step, *arguments) if gateway.waits else step(*arguments)
+
     # Only these: a hook that looks at every piece of a stream would have the proxy do so for every stream.
     class Hook(CustomLogger):  # type: ignore[misc]
         async def async_pre_call_hook(self, user_api_key_dict: Any, cache: Any, data: Any, call_type: str) -> None:
@@ -50,7 +59,7 @@ def _hook(gateway: Gateway) -> Any:
                 raise _refusal(RequestError(f"the gateway does not serve {call_type}"))
             headers = (data.get("proxy_server_request") or {}).get("headers") or {}
             try:
-                holder.exchange = gateway.begin(call_type, data, headers.get(wire.SESSION_HEADER))
+                holder.exchange = await run(gateway.begin, call_type, data, headers.get(wire.SESSION_HEADER))
             except (RequestError, NoEligibleModelError, BudgetExceededError) as exc:
                 raise _refusal(exc) from exc
 
@@ -64,7 +73,7 @@ def _hook(gateway: Gateway) -> Any:
         ) -> None:
             exchange = _exchange()
             if exchange is not None and _is_outermost(exchange, call_type):
-                await asyncio.sleep(gateway.failed(exchange, exception))
+                await asyncio.sleep(await run(gateway.failed, exchange, exception))
 
         async def async_post_call_success_hook(self, data: Any, user_api_key_dict: Any, response: Any) -> Any:
             exchange = _exchange()
@@ -157,7 +166,7 @@ async def _call_again(exchange: Exchange, data: Mapping[str, Any], model: str) -
     own = ("model", "stream", "metadata", "fallbacks")
     kept = {name: data[name] for name in data["proxy_server_request"]["body"] if name in data and name not in own}
     call = getattr(proxy_server.llm_router, exchange.call)
-    return await call(model=model, fallbacks=[{"*": exchange.fallbacks}], **kept)
+    return await call(model=model, fallbacks=[{"*": exchange.following}], **kept)
 
 
 def _name_streams(proxy: ModuleType) -> None:
@@ -194,7 +203,7 @@ async def _named_events(events: Any, name: str) -> AsyncIterator[Any]:
     try:
         async for event in events:
             inner = getattr(event, "response", None)
-            if getattr(inner, "model", None) is not None:  # copied: the proxy prices what it keeps by the provider's name
+            if getattr(inner, "model", None) is not None:  # a copy: the proxy prices the event that it keeps
                 event = event.model_copy(update={"response": inner.model_copy(update={"model": name})})
             yield event
     finally:

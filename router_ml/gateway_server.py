@@ -16,6 +16,7 @@ import signal
 import stat
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,12 @@ from router_ml.gateway_door import MAX_BODY_BYTES, Door
 from router_ml.gateway_proxy import install
 from router_ml.health import Health
 from router_ml.ledger import Ledger
-from router_ml.live import LiveRouter
+from router_ml.live import DAY_S, LiveRouter
 from router_ml.outcomes import OutcomeLog
 from router_ml.pool import ModelPool, ModelSpec
 from router_ml.router import Router
 from router_ml.shared_state import SharedState
+from router_ml.telemetry import OFF, Prometheus
 
 SETTINGS = "ROUTER_ML_GATEWAY"
 MASTER_KEY = "LITELLM_MASTER_KEY"
@@ -88,7 +90,7 @@ def proxy_config(pool: ModelPool, redis: str | None = None) -> dict[str, Any]:
     return {
         "model_list": models,
         "litellm_settings": {
-            "drop_params": True, "request_timeout": 30, "turn_off_message_logging": True, "suppress_debug_info": True,
+            "drop_params": True, "request_timeout": 30, "suppress_debug_info": True,
             # what every OpenAI-compatible server has; the other way, OpenAI's responses, many have not
             "use_chat_completions_url_for_anthropic_messages": True,
         },
@@ -155,7 +157,10 @@ def app() -> Door:
     for name in ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router"):
         # what they say of an error may quote a prompt or a key; what happened to a request is said by ``gateway``
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    gateway = Gateway(live_router(settings))
+    live = live_router(settings)
+    budgets = live.router.pool.budgets
+    capped = budgets.per_day_usd is not None or bool(budgets.per_tag_day_usd)
+    gateway = Gateway(live, waits=capped and settings.redis is not None)
     install(gateway, proxy_server)
     key = None if os.environ.get("DATABASE_URL") else os.environ[MASTER_KEY]
     return Door(gateway, proxy_server.app, key, settings.max_body_bytes)
@@ -166,14 +171,14 @@ def live_router(settings: Settings) -> LiveRouter:
 
     :raises RouterError: if a part of it cannot be opened.
     """
-    pool = ModelPool.from_yaml(settings.pool)
+    router = Router.load(settings.router, pool=ModelPool.from_yaml(settings.pool))
     state = SharedState.of(settings.redis)
-    return LiveRouter(
-        Router.load(settings.router, pool=pool),
-        log=None if settings.log is None else OutcomeLog(settings.log),
-        health=Health(pool, state=state),
-        ledger=Ledger(pool.budgets, state=state),
-    )  # fmt: skip
+    health, ledger = Health(router.pool, state=state), Ledger(router.pool.budgets, state=state)
+    log = None if settings.log is None else OutcomeLog(settings.log)
+    if log is not None:
+        ledger.seed(log.spent(since=time.time() // DAY_S * DAY_S))
+    telemetry = Prometheus() if settings.metrics else OFF
+    return LiveRouter(router, log=log, health=health, ledger=ledger, telemetry=telemetry)
 
 
 @click.command("serve")

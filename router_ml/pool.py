@@ -42,6 +42,8 @@ from router_ml.configuration import (
 )
 from router_ml.errors import PoolError
 
+_SECRETS = frozenset({"api_key", "aws_secret_access_key", "azure_ad_token", "vertex_credentials"})
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec(Checked):
@@ -95,6 +97,9 @@ class ModelSpec(Checked):
         Checked.__post_init__(self)
         if not self.call_name:
             raise PoolError(f"name is {brief(self.name)}; expected a model before the '@'")
+        secrets = sorted(_SECRETS & set(self.params))
+        if secrets:  # params are shown with every decision and kept in the log
+            raise PoolError(f"params hold {secrets}; put a key in an environment variable and name it in api_key_env")
         window, reliable = self.max_input_tokens, self.reliable_input_tokens
         if window is not None and reliable is not None and reliable > window:
             raise PoolError(f"reliable_input_tokens is {reliable}; expected at most max_input_tokens, {window}")

@@ -121,9 +121,15 @@ class Router:
         """
         read = RouteRequest.of(request)
         trace = read_trace(read)
-        features, embedding = extract(read, trace), self.encoder.encode((trace.user_text,))[0]
-        p, predicted, novelty = self.classifier.predict_one(features, embedding, read.task)
-        return Reading(read, trace, features, embedding, p, *self._cost(trace, predicted), novelty)
+        return self.reading(read, trace, extract(read, trace), self.encoder.encode((trace.user_text,))[0])
+
+    def reading(self, request: RouteRequest, trace: Trace, features: Array, embedding: NDArray[np.float32]) -> Reading:
+        """Predict from what a request was represented as, now or when it was logged.
+
+        :param features: (F,). :param embedding: (E,).
+        """
+        p, predicted, novelty = self.classifier.predict_one(features, embedding, request.task)
+        return Reading(request, trace, features, embedding, p, *self._cost(trace, predicted), novelty)
 
     def decide(self, reading: Reading, live: Live | None = None) -> RouteDecision:
         """Choose a model for a request that was read.
@@ -151,14 +157,13 @@ class Router:
         Without that, it logs to the URL in the environment variable ``ROUTER_ML_LOG``, if there is one.
         """
         from router_ml.cascade import Cascade
-        from router_ml.live import LiveRouter
 
         log = None
         if url := os.environ.get("ROUTER_ML_LOG"):
             from router_ml.outcomes import OutcomeLog
 
             log = OutcomeLog(url)
-        return Cascade(LiveRouter(self, log=log))
+        return Cascade(self, log=log)
 
     def complete(self, request: RequestLike, **arguments: Any) -> Any:
         """Decide, call, check, escalate; see ``router_ml.complete``, which takes the same arguments."""

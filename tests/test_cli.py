@@ -7,20 +7,24 @@ import json
 import math
 import re
 import sys
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
+from acting import KEY, acting_pool, wire_name
 from hypothesis import given
 from hypothesis import strategies as st
 
 import router_ml.price_map
 from router_ml.cli import main
 from router_ml.errors import MissingExtraError
+from router_ml.outcomes import OutcomeLog
 from router_ml.pool import ModelPool
 from router_ml.router import Router
 from router_ml.terminal import usd
+from training.fault_server import Behaviour, FaultServer
 
 QUESTION = "How many seconds are there in a week?"
 MODELS = ["acme/large", "acme/medium", "acme/small", "other/max", "other/mini"]
@@ -362,3 +366,78 @@ def test_an_amount_keeps_three_digits_and_has_no_exponent(amount: float) -> None
 
 def test_no_amount_is_nothing() -> None:
     assert usd(0.0) == "$0.00"
+
+
+# -- complete
+
+
+@pytest.fixture
+def provider() -> Iterator[FaultServer]:
+    with FaultServer({"*": Behaviour(text="It is four.")}) as server:
+        yield server
+
+
+def acting(router_path: Path, tmp_path: Path, provider: FaultServer) -> list[str]:
+    """Options for a router whose models answer from the fault server."""
+    pool = tmp_path / "pool.yaml"
+    acting_pool(router_path, provider.url).to_yaml(pool)
+    return ["--router", str(router_path), "--pool", str(pool)]
+
+
+def test_complete_prints_the_answer_and_says_apart_what_it_took(
+    router_path: Path, tmp_path: Path, provider: FaultServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["complete", "What is 2 + 2?", *acting(router_path, tmp_path, provider)]) == 0
+    out, err = capsys.readouterr()
+    assert out == "It is four.\n" and "not checked" in err and "saved $" in err
+
+
+def test_complete_streams(
+    router_path: Path, tmp_path: Path, provider: FaultServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["complete", "What is 2 + 2?", "--stream", *acting(router_path, tmp_path, provider)]) == 0
+    assert capsys.readouterr().out == "It is four.\n"
+
+
+def test_complete_checks_escalates_and_logs(
+    router_path: Path, tmp_path: Path, provider: FaultServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    provider.behave(wire_name("other/max"), Behaviour(text="It is four, as 2 + 2 always is."))
+    url = f"sqlite:///{tmp_path / 'log.db'}"
+    check = ["--verify", '{"min_length": 20}', "--min-quality", "0.01", "--log", url, "--json"]
+    assert main(["complete", "What is 2 + 2?", *check, *acting(router_path, tmp_path, provider)]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert done["model"] == "other/max" and done["accepted"] is True
+    assert [attempt["verdict"]["accepted"] for attempt in done["attempts"]] == [False, True]
+    with OutcomeLog(url) as log:
+        (logged,) = log.decisions()
+    assert logged.decision_id == done["decision"]["decision_id"] and len(logged.attempts) == 2
+
+
+def test_complete_fails_in_one_line_without_the_key(
+    router_path: Path, tmp_path: Path, provider: FaultServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    provider.behave("*", Behaviour(faults={"401": 1.0}))
+    assert main(["complete", "my dearest secret", *acting(router_path, tmp_path, provider)]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and "CredentialsError" not in out
+    assert "AuthenticationError" in err and KEY not in err and "secret" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--verify", "{"], "not JSON"),
+        (["--verify", '{"no_such": 1}'], "no_such"),
+        (["--stream", "--json"], "either"),
+        (["--log", "sqlite:////no/such/folder/log.db"], "log.db"),
+        (["--log", "postgresql://me:hush@127.0.0.1:1/x"], "127.0.0.1"),
+    ],
+)
+def test_complete_says_what_is_wrong_before_any_call(
+    router_path: Path, tmp_path: Path, provider: FaultServer, capsys: pytest.CaptureFixture[str], options: list[str],
+    said: str,
+) -> None:  # fmt: skip
+    assert main(["complete", "hi", *options, *acting(router_path, tmp_path, provider)]) in (1, 2)
+    err = capsys.readouterr().err
+    assert said in err and "hush" not in err and provider.count() == 0

@@ -194,9 +194,9 @@ def test_a_stream_that_breaks_raises_after_what_came(server: FaultServer, client
         "breaking", Behaviour(text="one two three four five six", faults={"stream_break": 1.0}, break_after=3)
     )
     seen: list[str] = []
+    chunks = client.stream(Call(spec_of(server, "acme/breaking"), ASK))
     with pytest.raises(ProviderUnavailableError):
-        for chunk in client.stream(Call(spec_of(server, "acme/breaking"), ASK)):
-            seen.append(chunk.text)
+        seen.extend(chunk.text for chunk in chunks)
     assert "".join(seen)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import math
 import os
 import pickle
@@ -385,3 +386,37 @@ def test_refresh_takes_the_map_of_the_installed_litellm_without_the_network(monk
     pool, _ = refresh(pool_of(ModelSpec("deepseek/flash")))
     assert pool.models[0].input_usd_per_mtok == 0.3
     assert os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] == "True"
+
+
+def test_a_key_among_the_parameters_is_refused_without_being_shown() -> None:
+    with pytest.raises(PoolError, match="api_key_env") as caught:
+        ModelSpec("a/b", params={"api_key": "sk-hush"})
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "said"),
+    [
+        ("budgets", {"on_exceeded": "explode"}, "'degrade' or 'refuse'"),
+        ("budgets", {"per_tag_day_usd": {"team": -1}}, "finite numbers"),
+        ("cache", {"type": "paper"}, "'memory'"),
+        ("cache", {"ttl_s": 0}, "finite number > 0"),
+    ],
+)
+def test_a_bad_budget_or_cache_is_named(section: str, values: dict[str, object], said: str) -> None:
+    with pytest.raises(PoolError, match=section) as caught:
+        ModelPool.from_dict({**ModelPool.default().to_dict(), section: values})
+    assert said in str(caught.value)
+
+
+def test_a_bare_off_in_yaml_turns_the_cache_off() -> None:
+    pool = ModelPool.from_dict({**ModelPool.default().to_dict(), "cache": {"type": False}})
+    assert pool.cache.type == "off" and pool.cache.arguments() is None
+
+
+def test_a_cache_on_redis_needs_its_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = dataclasses.replace(ModelPool.default().cache, type="redis", url_env="SOME_REDIS")
+    with pytest.raises(PoolError, match="SOME_REDIS"):
+        cache.arguments()
+    monkeypatch.setenv("SOME_REDIS", "redis://127.0.0.1/0")
+    assert cache.arguments() == {"type": "redis", "ttl": 3600.0, "url": "redis://127.0.0.1/0"}

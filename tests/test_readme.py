@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from router_ml.cli import main
+from router_ml.completion import FakeClient
 from router_ml.router import Router
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,10 +25,18 @@ COMMANDS = [line for block in blocks("bash") for line in block.splitlines() if l
 
 
 @pytest.mark.parametrize("source", blocks("python"))
-def test_python_blocks_run(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_blocks_run(
+    source: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    provider = FakeClient(lambda call: '{"capital": "Lima"}')
+    monkeypatch.setattr("router_ml.cascade.LitellmClient", lambda cache: provider)
     exec(compile(source, "README.md", "exec"), {})
     out = capsys.readouterr().out
-    assert all(f"{name} " in out for name in Router.load().models)
+    if "complete(" in source:
+        assert "Lima" in out and "True" in out and len(provider.calls) == 1
+    else:
+        assert all(f"{name} " in out for name in Router.load().models)
 
 
 def test_readme_shows_python_and_commands() -> None:

@@ -59,7 +59,7 @@ def behind(pool: ModelPool, url: str) -> ModelPool:
             api_base=f"{url}/v1",
             api_key_env=KEY_VARIABLE,
             params={},
-        )  # fmt: skip
+        )
         for spec in pool.models
     )
     return dataclasses.replace(pool, models=models)

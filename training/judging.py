@@ -123,8 +123,7 @@ def _readings(
             continue
         trace = read_trace(request)._replace(user_text="", last_user_text="", input_tokens=round(mean_tokens[i]))
         features, embedding = representation.features[i].astype(np.float64), representation.embedding[i]
-        p, predicted, novelty = router.classifier.predict_one(features, embedding, task)
-        yield Reading(request, trace, features, embedding, p, *router._cost(trace, predicted), novelty)
+        yield router.reading(request, trace, features, embedding)
 
 
 def _decide(router: Router, readings: Iterable[Reading]) -> tuple[FloatArray, FloatArray, list[int]]:
