@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from router_ml.attempt import Attempt, AttemptKind, Completion, Verdict
 from router_ml.completion import TIMEOUT_S, Call, Chunk, Client, LitellmClient, Reply, cost_of
+from router_ml.configuration import is_number
 from router_ml.errors import (
     AttemptsFailedError,
     BudgetExceededError,
     ProviderError,
+    RequestError,
     VerifierError,
 )
 from router_ml.live import Course, LiveRouter
@@ -110,10 +112,11 @@ class Cascade:
         attempts: list[Attempt] = []
         if self.compress is not None:
             reading = yield from self._compressed(reading, attempts)
-        step = Ask if not stream else Collect if reading.request.verifier is not None else Open
         decision = self.live.decide(reading)
         sent = _call_params(reading.request, params)
-        run = Run(reading, decision, attempts, params=sent, timeout_s=timeout_s, step=step)
+        run = Run(reading, decision, attempts, params=sent, timeout_s=timeout_s, step=Ask)
+        if stream:
+            run.step = Open if run.verifier is None else Collect
         given: Given | None = None
         try:
             given, accepted = yield from self._staged(run)
@@ -123,7 +126,7 @@ class Cascade:
         if given.reply is None:
             return given, run
         completion = self._completion(run, given.model, given.reply, accepted)
-        if step is Collect:
+        if run.step is Collect:
             return CheckedStream(completion, given.chunks), None
         return completion, None
 
@@ -158,7 +161,15 @@ class Cascade:
         """An answer of this model, or of the next one that is left if it fails."""
         while True:
             if model not in run.failed and not self.live.is_busy(run, model):
-                outcome = yield from self._tried(run, model, stage)
+                try:
+                    outcome = yield from self._tried(run, model, stage)
+                except BudgetExceededError:  # other calls have taken since the decision what was left then
+                    run.failed[model] = "over budget"
+                    other = self.live.next_model(run)
+                    if other is None or stage > 0 or self.live.router.pool.budgets.on_exceeded == "refuse":
+                        raise
+                    model = other
+                    continue
                 if isinstance(outcome, Given):
                     return outcome
                 self.live.give_up(run.failed, model, outcome)
@@ -227,7 +238,10 @@ class Cascade:
             attempt = run.attempts[-1]  # a check that broke has cost its calls all the same
             run.attempts[-1] = dataclasses.replace(attempt, cost_usd=attempt.cost_usd + sum(spent))
             return None
-        return verdict
+        # what broke inside, such as one of several checks, has cost too; what a check paid elsewhere is not booked yet
+        if verdict.cost_usd > sum(spent):
+            self.live.spend(request.tags, verdict.cost_usd - sum(spent))
+        return verdict._replace(cost_usd=max(verdict.cost_usd, sum(spent)))
 
     def _asker(
         self, request: RouteRequest, spent: list[float]
@@ -254,15 +268,18 @@ class Cascade:
         spent: list[float] = []
         request, ask = reading.request, self._asker(reading.request, spent)
         started, clock = self.live.clock(), time.perf_counter()
-        messages, error = request.messages, None
+        shorter, error = reading, None
         try:
             messages = yield Do(lambda: compress(_messages(request), limit, ask))
+            if not spent and messages == _messages(request):
+                return reading  # nothing to leave out, and nobody was called
+            shorter = self.live.read(dataclasses.replace(request, messages=messages))
         except Exception as exc:  # the whole prompt is sent then, to a model that holds it
             broke = f"compression failed: {type(exc).__name__}"
             error = exc if isinstance(exc, ProviderError) else ProviderError(broke, model=compress.model)
         seconds = time.perf_counter() - clock
         attempts.append(Attempt(compress.model, AttemptKind.COMPRESSION, 0, started, seconds, sum(spent), error=error))
-        return self.live.read(dataclasses.replace(request, messages=messages)) if error is None else reading
+        return shorter
 
     # -- what is told to the world
 
@@ -303,18 +320,23 @@ class Cascade:
 
 def _verify(verifier: Verifier, answer: Answer) -> Verdict:
     try:
-        return verifier.verify(answer)
+        verdict = verifier.verify(answer)
     except VerifierError:
         raise
     except Exception as exc:  # a verifier of the caller's own; its message may quote the answer
         raise VerifierError(f"{type(verifier).__name__} broke: {type(exc).__name__}") from None
+    if not isinstance(verdict, Verdict) or not is_number(verdict.cost_usd) or verdict.cost_usd < 0.0:
+        raise VerifierError(f"{type(verifier).__name__} gave no Verdict with a cost >= 0")
+    return verdict
 
 
 def _with_params(request: RouteRequest, params: Mapping[str, Any]) -> RouteRequest:
     """The request with the limits that the call's parameters imply, so that guards see them."""
+    if taken := sorted({"model", "messages"} & params.keys()):
+        raise RequestError(f"{taken} came as parameters; messages are the request, and `pin` in it asks for a model")
     known: dict[str, Any] = {}
     most = params.get("max_tokens") or params.get("max_completion_tokens")
-    if request.max_output_tokens is None and most is not None:
+    if most is not None:  # also over a limit of the request's own: this one is sent
         known["max_output_tokens"] = most
     if not request.tools and params.get("tools"):
         known["tools"] = params["tools"]

@@ -1,4 +1,4 @@
-"""Calls of models: the only serving module that knows litellm, which it imports at the first call.
+"""Calls of models: with ``parameters`` the seam to litellm, which is imported at the first call.
 
 ``Client`` is the seam. ``LitellmClient`` talks to providers; ``FakeClient`` answers from a function, for tests.
 Every error leaves as a ``ProviderError``, and what a call cost is counted from real usage.
@@ -6,6 +6,7 @@ Every error leaves as a ``ProviderError``, and what a call cost is counted from 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -62,12 +63,17 @@ class Reply:
 
 
 class Chunk(NamedTuple):
-    """A piece of a streamed answer. ``raw`` is what goes to the caller; None: only of use here, such as late usage."""
+    """A piece of a streamed answer. ``raw`` is what goes to the caller; None: only of use here, such as late usage.
+
+    :param headers: of the response, as in ``Reply``. :param cache_hit: the stream comes from the response cache.
+    """
 
     text: str
     raw: Any
     usage: Usage | None = None
     finish_reason: str | None = None
+    headers: Mapping[str, str] = {}
+    cache_hit: bool = False
 
 
 class Client(Protocol):
@@ -117,22 +123,34 @@ class LitellmClient:
             raise translate(exc, call.spec) from exc
 
     def stream(self, call: Call) -> Iterator[Chunk]:
-        wants_usage, arguments = self._streaming(call)
+        response: Any = None
         try:
+            wants_usage, arguments = self._streaming(call)
             response = self._litellm.completion(**arguments)
+            cache_hit, headers = read_hidden(response)
             for raw in response:
-                yield read_chunk(raw, call.spec, wants_usage)
+                yield read_chunk(raw, call.spec, wants_usage)._replace(headers=headers, cache_hit=cache_hit)
         except Exception as exc:
             raise translate(exc, call.spec) from exc
+        finally:  # a stream left early would keep its connection, and its provider writing, until it is collected
+            close = getattr(getattr(response, "completion_stream", None), "close", None)
+            if close is not None:
+                with contextlib.suppress(Exception):
+                    close()
 
     async def astream(self, call: Call) -> AsyncIterator[Chunk]:
-        wants_usage, arguments = self._streaming(call)
+        response: Any = None
         try:
+            wants_usage, arguments = self._streaming(call)
             response = await self._litellm.acompletion(**arguments)
+            cache_hit, headers = read_hidden(response)
             async for raw in response:
-                yield read_chunk(raw, call.spec, wants_usage)
+                yield read_chunk(raw, call.spec, wants_usage)._replace(headers=headers, cache_hit=cache_hit)
         except Exception as exc:
             raise translate(exc, call.spec) from exc
+        finally:
+            if response is not None:
+                await response.aclose()
 
     def _streaming(self, call: Call) -> tuple[bool, dict[str, Any]]:
         arguments = self._arguments(call)
@@ -227,13 +245,18 @@ def read_reply(response: Any, spec: ModelSpec) -> Reply:
     if message is None:
         raise ProviderUnavailableError(f"{spec.name} answered without any choice", model=spec.name, status=200)
     response.model = spec.name
-    hidden = getattr(response, "_hidden_params", None) or {}
+    cache_hit, headers = read_hidden(response)
     content = message.content
     text = content if isinstance(content, str) else "" if content is None else json.dumps(content, default=str)
     return Reply(
-        text, read_usage(getattr(response, "usage", None)), choices[0].finish_reason, bool(hidden.get("cache_hit")),
-        read_headers(hidden.get("additional_headers")), response,
-    )  # fmt: skip
+        text, read_usage(getattr(response, "usage", None)), choices[0].finish_reason, cache_hit, headers, response
+    )
+
+
+def read_hidden(response: Any) -> tuple[bool, dict[str, str]]:
+    """Whether litellm's response or stream comes from the response cache, and its headers."""
+    hidden = getattr(response, "_hidden_params", None) or {}
+    return bool(hidden.get("cache_hit")), read_headers(hidden.get("additional_headers"))
 
 
 def read_chunk(raw: Any, spec: ModelSpec, wants_usage: bool) -> Chunk:

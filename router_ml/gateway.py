@@ -64,7 +64,7 @@ class Holder:
 current: ContextVar[Holder] = ContextVar("router_ml_exchange")
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True)
 class Exchange(Course):
     """One client request on its way.
 
@@ -100,7 +100,7 @@ class Gateway:
 
     def __init__(self, live: LiveRouter, *, waits: bool = False) -> None:
         self.live, self.waits = live, waits
-        self._open: set[Exchange] = set()
+        self._open: dict[str, Exchange] = {}  # by the id of their decision
         self._unlogged: list[Any] = []
 
     def decide(self, call: str, body: Mapping[str, Any], session_id: str | None) -> tuple[Reading, RouteDecision]:
@@ -155,7 +155,7 @@ class Gateway:
         for name in (*_OURS, *self.live.specs[exchange.calling].params):
             body.pop(name, None)  # parameters of the pool entry are what makes the candidate this one
         body.update(model=exchange.calling, fallbacks=[{"*": exchange.following}])
-        self._open.add(exchange)
+        self._open[decision.decision_id] = exchange
         return exchange
 
     def started(self, exchange: Exchange, model: str) -> None:
@@ -289,7 +289,7 @@ class Gateway:
         if exchange.closed:
             return
         exchange.closed = True
-        self._open.discard(exchange)
+        self._open.pop(exchange.decision.decision_id, None)
         if exchange.reservation is not None:  # for a call that was never made
             self.live.ledger.release(exchange.reservation)
             self.live.health.released(exchange.calling)
@@ -320,7 +320,7 @@ class Gateway:
 
     def shut_down(self) -> None:
         """Close what is open, and the log. :raises OutcomeLogError: if something could not be written."""
-        for exchange in list(self._open):
+        for exchange in list(self._open.values()):
             self.abandon(exchange)
         self._hand_over()
         if self.live.log is not None:

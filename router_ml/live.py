@@ -158,11 +158,11 @@ class LiveRouter:
                 choice = choose(Live({**found.soft, **found.hard, **failed}, latency, cap))
                 if makeshift is None or not makeshift(choice):
                     return choice
-            except NoEligibleModelError:
-                pass
+            except (NoEligibleModelError, BudgetExceededError):
+                pass  # what is left may be too dear, where a model that is better spared is not
         try:
             return choose(Live({**found.hard, **failed}, latency, cap))
-        except NoEligibleModelError:
+        except (NoEligibleModelError, BudgetExceededError):
             return choose(Live(failed, latency, cap))
 
     def _makeshift(self, decision: RouteDecision) -> bool:
@@ -171,8 +171,8 @@ class LiveRouter:
         return decision.reason.code is ReasonCode.LOW_CONFIDENCE and decision.model != escalation
 
     def expected_cost(self, reading: Reading, model: str) -> float:
-        """Expected US dollars of one call."""
-        return reading.cost[self._index[model]]
+        """Expected US dollars of one call, less what the prompt cache of the conversation's model saves."""
+        return self.router.expected_cost(reading)[self._index[model]]
 
     def give_up(self, failed: dict[str, str], model: str, error: ProviderError) -> None:
         """Note in ``failed`` every model that this error speaks against, not only the one that was called.

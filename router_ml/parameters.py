@@ -58,7 +58,7 @@ def accepted(
             continue
         instead = _translated(spec, name, value, out)
         if name == "response_format" and instead is None:
-            known.append({"role": "system", "content": _format_instruction(value)})
+            known = _instructed(known, _format_instruction(value))
             _warn_once(spec.name, name, "turned into an instruction")
         elif instead is None:
             _warn_once(spec.name, name, "dropped")
@@ -69,8 +69,10 @@ def accepted(
 
 
 def _untaken(spec: ModelSpec, params: Mapping[str, Any]) -> tuple[str, ...]:
-    # values that make up a key: numbers and words; of larger ones only the name matters
-    small = tuple(sorted((k, v if isinstance(v, (int, float, str)) else None) for k, v in params.items()))
+    # values that make up a key: numbers and words; of larger ones, and of those that all differ, only the name matters
+    small = tuple(
+        sorted((k, v if k not in _IDS and isinstance(v, (int, float, str)) else None) for k, v in params.items())
+    )
     found = _untaken_of.get((spec.call_name, small))
     if found is None:
         if len(_untaken_of) >= 10_000:  # a caller with a new temperature every time
@@ -79,6 +81,7 @@ def _untaken(spec: ModelSpec, params: Mapping[str, Any]) -> tuple[str, ...]:
     return found
 
 
+_IDS = frozenset({"user", "prompt_cache_key", "safety_identifier", "seed"})
 _untaken_of: dict[tuple[str, Any], tuple[str, ...]] = {}
 
 
@@ -112,7 +115,7 @@ def _openai_params(litellm: Any) -> frozenset[str]:
 
 def _translated(spec: ModelSpec, name: str, value: Any, others: Mapping[str, Any]) -> dict[str, Any] | None:
     if name == "thinking" and isinstance(value, Mapping) and "reasoning_effort" not in others:
-        tokens = value.get("budget_tokens", 0)
+        tokens = value.get("budget_tokens") or 0
         effort = next((e for most, e in _EFFORTS if tokens < most), "high")
         instead = {"reasoning_effort": effort if value.get("type") != "disabled" else "none"}
     elif name == "max_completion_tokens" and "max_tokens" not in others:
@@ -126,6 +129,14 @@ def _format_instruction(value: Any) -> str:
     schema = value.get("json_schema", {}).get("schema") if isinstance(value, Mapping) else None
     what = f" that matches this JSON schema: {json.dumps(schema)}" if schema else ""
     return f"Answer with one JSON value and nothing else{what}."
+
+
+def _instructed(messages: list[Message], instruction: str) -> list[Message]:
+    """With an instruction in the system message: many chat templates take one only, and only at the beginning."""
+    head = messages[0] if messages else {}
+    if head.get("role") in ("system", "developer") and isinstance(head.get("content"), str):
+        return [{**head, "content": f"{head['content']}\n\n{instruction}"}, *messages[1:]]
+    return [{"role": "system", "content": instruction}, *messages]
 
 
 _warned: set[tuple[str, str]] = set()

@@ -174,7 +174,7 @@ class Policy:
         self._check_numbers(p_success, expected_cost)
         live = live or NOTHING_LIVE
         terms = self.terms(request)
-        cost = self._less_cache(request, trace, expected_cost)
+        cost = self.less_cache(request, trace, expected_cost)
         latency = worst = self._guards.latency(request, expected_output_tokens)
         if live.latency_s:
             latency, worst = self._measured(latency, live.latency_s)
@@ -276,7 +276,8 @@ class Policy:
         text = f"exploration took {self._names[model]} in place of {self._names[greedy.model]}"
         return _Pick(model, ReasonCode.EXPLORATION, text, degraded=greedy.degraded), chance
 
-    def _less_cache(self, request: RouteRequest, trace: Trace, cost: Sequence[float]) -> tuple[float, ...]:
+    def less_cache(self, request: RouteRequest, trace: Trace, cost: Sequence[float]) -> tuple[float, ...]:
+        """Expected cost of each model, less what the prompt cache of ``current_model`` saves."""
         if not request.cached_tokens or request.current_model not in self._index:
             return tuple(cost)
         out = list(cost)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property, partial
 from itertools import zip_longest
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -149,6 +150,10 @@ class Router:
         """
         choice = self._policy.decide(reading.request, reading.trace, reading.p, reading.cost, reading.tokens, live=live)
         return self.models[choice.model]
+
+    def expected_cost(self, reading: Reading) -> tuple[float, ...]:
+        """Expected USD of a call of each model, as ``decide`` weighs it: less what a prompt cache saves."""
+        return self._policy.less_cache(reading.request, reading.trace, reading.cost)
 
     @cached_property
     def cascade(self) -> Cascade:
@@ -305,8 +310,16 @@ async def acomplete(
     return await chosen.acomplete(request, stream=stream, timeout_s=timeout_s, **params)
 
 
-@cache
+_loading = Lock()  # two first calls at once would load two routers, each with a ledger and a health record of its own
+
+
 def _bundled() -> Router:
+    with _loading:
+        return _load_bundled()
+
+
+@cache
+def _load_bundled() -> Router:
     return Router.load()
 
 

@@ -70,6 +70,7 @@ class Driver:
                 return self._client().complete(call)
             case Collect(call):
                 chunks = tuple(self._client().stream(call))
+                _begun(next(iter(chunks), None), call)
                 return joined(chunks), chunks
             case Open(call):
                 rest = self._client().stream(call)
@@ -99,6 +100,7 @@ class Driver:
                 return await self._client().acomplete(call)
             case Collect(call):
                 chunks = tuple([chunk async for chunk in self._client().astream(call)])
+                _begun(next(iter(chunks), None), call)
                 return joined(chunks), chunks
             case Open(call):
                 rest = self._client().astream(call)

@@ -31,7 +31,8 @@ def joined(chunks: Iterable[Chunk], input_tokens: int = 0) -> Reply:
     if usage is None:
         usage = Usage(input_tokens, -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN))
     reason = next((chunk.finish_reason for chunk in reversed(read) if chunk.finish_reason), None)
-    return Reply(text, usage, reason)
+    headers = next((chunk.headers for chunk in read if chunk.headers), {})
+    return Reply(text, usage, reason, any(chunk.cache_hit for chunk in read), headers)
 
 
 class _Streamed:
@@ -70,13 +71,16 @@ class CompletionStream(_Streamed):
             self.close()
 
     def _chunks(self) -> Iterator[Chunk]:
-        yield from self._given.chunks
+        if not self._seen:  # whoever iterates a second time is not given the beginning again without the rest
+            yield from self._given.chunks
         yield from self._given.rest
 
     def close(self) -> None:
         """End the stream."""
-        self._given.rest.close()
-        self._end()
+        try:
+            self._given.rest.close()
+        finally:
+            self._end()
 
     def __enter__(self) -> CompletionStream:
         return self
@@ -90,7 +94,7 @@ class AsyncCompletionStream(_Streamed):
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         try:
-            for chunk in self._given.chunks:
+            for chunk in () if self._seen else self._given.chunks:
                 self._seen.append(chunk._replace(raw=None))
                 if chunk.raw is not None:
                     yield chunk.raw
@@ -106,8 +110,10 @@ class AsyncCompletionStream(_Streamed):
 
     async def aclose(self) -> None:
         """End the stream."""
-        await self._given.rest.aclose()
-        self._end()
+        try:
+            await self._given.rest.aclose()
+        finally:
+            self._end()
 
     async def __aenter__(self) -> AsyncCompletionStream:
         return self
@@ -135,3 +141,15 @@ class CheckedStream:
 
     async def aclose(self) -> None:
         """Nothing is open."""
+
+    def __enter__(self) -> CheckedStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> CheckedStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
