@@ -240,7 +240,7 @@ def read_reply(response: Any, spec: ModelSpec) -> Reply:
 
     :raises ProviderUnavailableError: if there is no answer in it.
     """
-    choices = getattr(response, "choices", None) or ()
+    choices: Any = getattr(response, "choices", None) or ()
     message = getattr(choices[0], "message", None) if choices else None
     if message is None:
         raise ProviderUnavailableError(f"{spec.name} answered without any choice", model=spec.name, status=200)

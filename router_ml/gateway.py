@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 ALIASES = ("auto", "router_ml/auto")  # what a client asks for to be routed
 GRACE_S = 5.0  # how long the proxy may take to report the end of a stream whose client is gone
-BURST_S = 0.05  # how long entries of the outcome log gather
+BURST_S = 0.2  # how long entries of the outcome log gather
 FULL_QUEUE = 5_000  # entries of the outcome log that wait; from then on nobody waits for it on the event loop
 # What a client may not say, because it would decide in the router's place, or make up an outcome.
 _OURS = (
@@ -96,10 +96,11 @@ class Gateway:
 
     :param live: a router in service.
     :param waits: whether ``begin`` and ``failed`` ask the network, because workers share caps.
+    :param alone: whether there is one key, and no database of keys.
     """
 
-    def __init__(self, live: LiveRouter, *, waits: bool = False) -> None:
-        self.live, self.waits = live, waits
+    def __init__(self, live: LiveRouter, *, waits: bool = False, alone: bool = True) -> None:
+        self.live, self.waits, self.alone = live, waits, alone
         self._open: dict[str, Exchange] = {}  # by the id of their decision
         self._unlogged: list[Any] = []
 

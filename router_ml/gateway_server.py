@@ -26,7 +26,7 @@ import click
 from router_ml.errors import GatewayError, MissingExtraError
 from router_ml.gateway import ALIASES, Gateway
 from router_ml.gateway_door import MAX_BODY_BYTES, Door
-from router_ml.gateway_proxy import install
+from router_ml.gateway_proxy import MASTER_KEY, install
 from router_ml.health import Health
 from router_ml.ledger import Ledger
 from router_ml.live import DAY_S, LiveRouter
@@ -37,7 +37,6 @@ from router_ml.shared_state import SharedState
 from router_ml.telemetry import OFF, Prometheus
 
 SETTINGS = "ROUTER_ML_GATEWAY"
-MASTER_KEY = "LITELLM_MASTER_KEY"
 _SHORTEST_KEY = 8  # the proxy refuses shorter ones
 # The proxy would fetch price maps and news, and open its documentation, its pages and its log of everything.
 QUIET = {
@@ -80,10 +79,12 @@ class Settings:
         os.environ[SETTINGS] = json.dumps(dataclasses.asdict(self))
 
 
-def proxy_config(pool: ModelPool, redis: str | None = None) -> dict[str, Any]:
+def proxy_config(pool: ModelPool, *, alone: bool = True) -> dict[str, Any]:
     """The proxy's configuration: one deployment for each candidate, and the alias by which clients ask to be routed.
 
     The alias needs a deployment to be listed; none is ever called by it, because the hook chooses before that.
+
+    :param alone: whether there is one key, and no database of keys.
     """
     fallback = pool.spec(pool.escalation_model)
     models = [_deployment(spec, spec.name) for spec in pool.models] + [_deployment(fallback, ALIASES[0])]
@@ -102,7 +103,10 @@ def proxy_config(pool: ModelPool, redis: str | None = None) -> dict[str, Any]:
             # the router's own breaker decides that, for every kind of caller alike
             "disable_cooldowns": True,
         },
-        "general_settings": {"master_key": f"os.environ/{MASTER_KEY}"},
+        "general_settings": {
+            "master_key": f"os.environ/{MASTER_KEY}",
+            **({"custom_auth": "router_ml.gateway_proxy.authenticate"} if alone else {}),
+        },
     }  # fmt: skip
 
 
@@ -160,10 +164,9 @@ def app() -> Door:
     live = live_router(settings)
     budgets = live.router.pool.budgets
     capped = budgets.per_day_usd is not None or bool(budgets.per_tag_day_usd)
-    gateway = Gateway(live, waits=capped and settings.redis is not None)
+    gateway = Gateway(live, waits=capped and settings.redis is not None, alone=not os.environ.get("DATABASE_URL"))
     install(gateway, proxy_server)
-    key = None if os.environ.get("DATABASE_URL") else os.environ[MASTER_KEY]
-    return Door(gateway, proxy_server.app, key, settings.max_body_bytes)
+    return Door(gateway, proxy_server.app, os.environ[MASTER_KEY] if gateway.alone else None, settings.max_body_bytes)
 
 
 def live_router(settings: Settings) -> LiveRouter:
@@ -204,7 +207,7 @@ def serve(
         import uvicorn
     except ImportError as exc:
         raise MissingExtraError("uvicorn", "gateway") from exc
-    configuration = proxy_config(ModelPool.from_yaml(pool), redis)
+    configuration = proxy_config(ModelPool.from_yaml(pool), alone=not os.environ.get("DATABASE_URL"))
     used = ensure_master_key(key_file or Path(click.get_app_dir("router_ml")) / "gateway.key")
     if used is not None:
         click.echo(f"master key: in {used}")

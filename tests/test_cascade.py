@@ -14,9 +14,9 @@ from acting import acting_router
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_ml.attempt import AttemptKind, Usage
+from router_ml.attempt import AttemptKind, Usage, Verdict
 from router_ml.cascade import Cascade, Completion
-from router_ml.completion import Call, FakeClient, Reply
+from router_ml.completion import Call, Chunk, FakeClient, Reply
 from router_ml.errors import (
     AttemptsFailedError,
     BudgetExceededError,
@@ -30,13 +30,14 @@ from router_ml.errors import (
     ProviderTimeoutError,
     ProviderUnavailableError,
     RateLimitedError,
+    RequestError,
 )
 from router_ml.live import LiveRouter
 from router_ml.outcomes import OutcomeLog
 from router_ml.pool import Breaker, Budgets, Fallback, Rule
 from router_ml.request import RouteRequest, VerifierSpec
 from router_ml.router import Router
-from router_ml.verifiers import Check, Judge, MinimumLength
+from router_ml.verifiers import AllOf, Check, Judge, MinimumLength
 
 CHEAP, STRONG = "other/mini", "other/max"
 ASK = RouteRequest("What is 2 + 2?", allow=[CHEAP, STRONG], min_quality=0.01)  # the cheap model is chosen first
@@ -152,6 +153,34 @@ def test_what_a_judge_costs_counts(make: Callable[..., Cascade]) -> None:
     assert done.accepted is True and done.attempts[0].verdict is not None
     assert done.attempts[0].verdict.cost_usd == pytest.approx(0.2 * 1_000 / 1e6)
     assert done.cost_usd == pytest.approx(done.attempts[0].cost_usd + 0.2 * 1_000 / 1e6)
+
+
+def test_a_check_that_broke_among_others_has_cost_all_the_same(make: Callable[..., Cascade]) -> None:
+    cascade = make({CHEAP: "four", "acme/small": Reply("no verdict", Usage(1_000, 0))})
+    both = AllOf(Judge("acme/small", "Is it four?"), MinimumLength(10))
+    done = cascade.complete(dataclasses.replace(ASK, allow=[CHEAP], verifier=both))
+    assert done.accepted is False
+    assert done.cost_usd == pytest.approx(done.attempts[0].cost_usd + 2 * 0.2 * 1_000 / 1e6)  # the judge is asked twice
+
+
+def test_what_a_check_paid_elsewhere_counts_against_the_cap(make: Callable[..., Cascade]) -> None:
+    cascade = make({CHEAP: Reply("x", Usage(0, 0))}, budgets=Budgets(per_day_usd=1.0))
+    cascade.complete(dataclasses.replace(ASK, verifier=Check(lambda text: Verdict(True, cost_usd=0.25), "paid")))
+    cap = cascade.live.ledger.tightest(())
+    assert cap is not None and cap.spent_usd == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("said", [True, None, (True, ""), Verdict(True, cost_usd=float("nan"))])
+def test_what_is_no_verdict_loses_no_answer(make: Callable[..., Cascade], said: Any) -> None:
+    class Own:
+        spec = VerifierSpec()
+        name = "own"
+
+        def verify(self, answer: Any) -> Any:
+            return said
+
+    done = make({CHEAP: "x"}).complete(dataclasses.replace(ASK, verifier=Own()))
+    assert (done.text, done.accepted) == ("x", None)
 
 
 def test_a_rule_of_the_pool_brings_its_verifier(make: Callable[..., Cascade]) -> None:
@@ -311,7 +340,60 @@ def test_low_headroom_moves_requests_to_another_likely_model(make: Callable[...,
     assert cascade.complete(alone).model == CHEAP
 
 
+@pytest.mark.parametrize("on_exceeded", ["degrade", "refuse"])
+def test_a_model_that_is_only_spared_is_called_where_a_cap_forbids_the_others(
+    make: Callable[..., Cascade], on_exceeded: str
+) -> None:
+    low = {"x-ratelimit-limit-requests": "100", "x-ratelimit-remaining-requests": "5"}
+    cascade = make(
+        {CHEAP: Reply("four", Usage(0, 0), headers=low)}, budgets=Budgets(per_day_usd=0.001, on_exceeded=on_exceeded)
+    )
+    assert [cascade.complete(ASK).model for _ in range(2)] == [CHEAP, CHEAP]
+
+
+def test_a_model_whose_breaker_is_open_is_called_where_a_cap_forbids_the_others(make: Callable[..., Cascade]) -> None:
+    pool = {"breaker": Breaker(min_requests=2), "fallback": Fallback(max_retries=0)}
+    cascade = make({}, budgets=Budgets(per_day_usd=0.001), **pool)
+    cascade.client._answer = lambda call: ProviderUnavailableError("down", model=call.spec.name)  # type: ignore[attr-defined]
+    for _ in range(3):
+        with pytest.raises(AttemptsFailedError):
+            cascade.complete(ASK)
+    cascade.client._answer = lambda call: "back"  # type: ignore[attr-defined]
+    assert cascade.complete(ASK).model == CHEAP
+
+
 # -- money
+
+
+@pytest.mark.parametrize("on_exceeded", ["degrade", "refuse"])
+def test_a_cap_that_others_have_used_up_since_the_decision_degrades_or_refuses(
+    make: Callable[..., Cascade], on_exceeded: str
+) -> None:
+    dear = dataclasses.replace(ASK, min_quality=1.0)
+    cascade = make({}, budgets=Budgets(per_day_usd=0.01, on_exceeded=on_exceeded))
+    decide = cascade.live.decide
+
+    def decide_slowly(reading: Any) -> Any:
+        decision = decide(reading)
+        cascade.live.ledger.reserve((), 0.009)
+        return decision
+
+    cascade.live.decide = decide_slowly  # type: ignore[method-assign]
+    if on_exceeded == "refuse":
+        with pytest.raises(BudgetExceededError):
+            cascade.complete(dear)
+    else:
+        done = cascade.complete(dear)
+        assert (done.decision.model, done.model, tried(done)) == (STRONG, CHEAP, [CHEAP])
+
+
+def test_a_reservation_knows_of_the_prompt_cache_as_the_decision_does(make: Callable[..., Cascade]) -> None:
+    request = RouteRequest("word " * 40_000, pin=STRONG, current_model=STRONG, cached_tokens=50_000)
+    free = make({})
+    decision = free.live.decide(free.live.read(request))
+    assert free.live.expected_cost(free.live.read(request), STRONG) == decision.expected_cost_usd
+    cascade = make({}, budgets=Budgets(per_day_usd=1.5 * decision.expected_cost_usd))
+    assert cascade.complete(request).model == STRONG
 
 
 def test_a_daily_cap_degrades_to_what_is_left_of_it_then_refuses(make: Callable[..., Cascade]) -> None:
@@ -417,6 +499,85 @@ def test_a_checked_stream_comes_from_the_stage_that_was_accepted(make: Callable[
     request = dataclasses.replace(ASK, verifier=MinimumLength(10))
     stream = make({CHEAP: "short", STRONG: "a longer answer"}).complete(request, stream=True)
     assert "".join(stream) == "a longer answer" and stream.model == STRONG and stream.completion.accepted
+
+
+def test_iterating_a_stream_again_does_not_repeat_its_beginning(make: Callable[..., Cascade]) -> None:
+    stream = make({CHEAP: "one two three"}).complete(ASK, stream=True)
+    assert "".join(stream) == "one two three" and list(stream) == []
+
+    async def twice() -> list[list[Any]]:
+        stream = await make({CHEAP: "one two"}).acomplete(ASK, stream=True)
+        return [[chunk async for chunk in stream] for _ in range(2)]
+
+    assert asyncio.run(twice()) == [["one ", "two"], []]
+
+
+def test_a_stream_whose_connection_cannot_be_closed_is_booked(make: Callable[..., Cascade]) -> None:
+    class Rest:
+        def close(self) -> None:
+            raise BrokenPipeError
+
+    cascade = make({CHEAP: "one two"}, budgets=Budgets(per_day_usd=1.0))
+    stream = cascade.complete(ASK, stream=True)
+    stream._given = stream._given._replace(rest=Rest())
+    with pytest.raises(BrokenPipeError):
+        stream.close()
+    assert [attempt.model for attempt in stream.completion.attempts] == [CHEAP]
+
+
+def test_a_checked_stream_is_used_like_any_other(make: Callable[..., Cascade]) -> None:
+    request = dataclasses.replace(ASK, verifier=MinimumLength(3))
+    with make({CHEAP: "one two"}).complete(request, stream=True) as stream:
+        assert "".join(stream) == "one two"
+
+    async def read() -> str:
+        async with await make({CHEAP: "one two"}).acomplete(request, stream=True) as stream:
+            return "".join([chunk async for chunk in stream])
+
+    assert asyncio.run(read()) == "one two"
+
+
+def test_a_stream_that_is_only_planned_with_a_check_is_not_held_back(make: Callable[..., Cascade]) -> None:
+    stream = make({CHEAP: "one two"}).complete(dataclasses.replace(ASK, verifier=VerifierSpec()), stream=True)
+    assert stream.completion is None and "".join(stream) == "one two" and stream.completion.accepted is None
+
+
+def test_an_empty_stream_is_no_answer_to_check(make: Callable[..., Cascade]) -> None:
+    cascade = make({CHEAP: "", STRONG: "one two"})
+    full = cascade.client.stream
+
+    def stream(call: Call) -> Iterator[Any]:
+        return iter(()) if call.spec.name == CHEAP else full(call)
+
+    cascade.client.stream = stream  # type: ignore[method-assign]
+    done = cascade.complete(dataclasses.replace(ASK, verifier=MinimumLength(3)), stream=True).completion
+    assert [type(attempt.error) for attempt in done.attempts] == [ProviderUnavailableError] * 3 + [type(None)]
+
+
+def test_a_stream_tells_the_rate_limit_and_whether_it_was_cached(make: Callable[..., Cascade]) -> None:
+    low = {"x-ratelimit-limit-requests": "100", "x-ratelimit-remaining-requests": "5"}
+    for cache_hit in (False, True):
+        cascade = make({})
+        cascade.client.stream = lambda call, hit=cache_hit: (  # type: ignore[method-assign, misc]
+            Chunk(word, word, Usage(1_000, 10), headers=low, cache_hit=hit) for word in ("one ", "two")
+        )
+        stream = cascade.complete(ASK, stream=True)
+        assert "".join(stream) == "one two" and stream.completion.attempts[0].cache_hit is cache_hit
+        assert (stream.completion.cost_usd == 0.0) is cache_hit
+        headroom = cascade.live.health.status()[CHEAP].headroom
+        assert headroom is None if cache_hit else headroom == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("params", [{"model": "other/max"}, {"messages": [{"role": "user", "content": "hi"}]}])
+def test_parameters_do_not_replace_what_was_decided(make: Callable[..., Cascade], params: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=next(iter(params))):
+        make({}).complete(ASK, **params)
+
+
+def test_guards_see_the_output_limit_that_is_sent(make: Callable[..., Cascade]) -> None:
+    cascade = make({}, changes={CHEAP: {"max_output_tokens": 1_000}})
+    done = cascade.complete(dataclasses.replace(ASK, max_output_tokens=10), max_tokens=5_000)
+    assert done.model == STRONG and cascade.client.calls[-1].params["max_tokens"] == 5_000  # type: ignore[attr-defined]
 
 
 # -- both worlds

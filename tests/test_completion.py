@@ -7,7 +7,8 @@ import dataclasses
 import inspect
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -189,6 +190,56 @@ def test_usage_in_a_stream_reaches_the_caller_who_asked_for_it(server: FaultServ
     assert any(getattr(chunk.raw, "usage", None) is not None for chunk in chunks)
 
 
+def test_a_stream_over_http_tells_its_headers(server: FaultServer, client: LitellmClient) -> None:
+    server.behave("told", Behaviour(headers={"x-ratelimit-remaining-requests": "7"}))
+    call = Call(spec_of(server, "acme/told"), ASK)
+
+    async def read() -> list[Any]:
+        return [chunk async for chunk in client.astream(call)]
+
+    for chunks in (list(client.stream(call)), asyncio.run(read())):
+        assert chunks[0].headers["x-ratelimit-remaining-requests"] == "7" and not chunks[0].cache_hit
+
+
+def test_a_stream_left_early_gives_its_connection_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+
+    class Endless:
+        completion_stream = SimpleNamespace(close=lambda: closed.append("blocking"))
+
+        def __iter__(self) -> Iterator[Any]:
+            while True:
+                yield SimpleNamespace(choices=[], usage=None)
+
+        async def __aiter__(self) -> AsyncIterator[Any]:
+            while True:
+                yield SimpleNamespace(choices=[], usage=None)
+
+        async def aclose(self) -> None:
+            closed.append("asyncio")
+
+    async def acompletion(**arguments: Any) -> Endless:
+        return Endless()
+
+    async def leave() -> None:
+        stream = LitellmClient().astream(Call(SPEC, ASK))
+        await anext(stream)
+        await stream.aclose()  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(litellm, "completion", lambda **arguments: Endless())
+    monkeypatch.setattr(litellm, "acompletion", acompletion)
+    stream = LitellmClient().stream(Call(SPEC, ASK))
+    next(stream)
+    stream.close()  # type: ignore[attr-defined]
+    asyncio.run(leave())
+    assert closed == ["blocking", "asyncio"]
+
+
+def test_a_stream_too_raises_errors_of_providers_only(client: LitellmClient) -> None:
+    with pytest.raises(ProviderError):
+        next(client.stream(Call(SPEC, ASK, {"stream_options": 5})))
+
+
 def test_a_stream_that_breaks_raises_after_what_came(server: FaultServer, client: LitellmClient) -> None:
     server.behave(
         "breaking", Behaviour(text="one two three four five six", faults={"stream_break": 1.0}, break_after=3)
@@ -227,6 +278,8 @@ def test_the_response_cache_answers_equal_calls_for_nothing(server: FaultServer)
         assert (first.cache_hit, second.cache_hit) == (False, True) and second.text == "four"
         assert server.count("cached") == 1
         assert not LitellmClient().complete(call).cache_hit  # off by default
+        tries = (list(caching.stream(call)) for _ in range(100))  # litellm keeps a stream some time after its end
+        assert any(chunks[0].cache_hit or time.sleep(0.02) for chunks in tries)
     finally:
         litellm.cache = None
 
@@ -268,6 +321,7 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type":
         ("openai/gpt-5.5", {"temperature": 0.2, "reasoning_effort": "none"}, None),
         ("openai/gpt-5.5", {"thinking": {"type": "enabled", "budget_tokens": 2_000}}, {"reasoning_effort": "medium"}),
         ("openai/gpt-5.5", {"thinking": {"type": "enabled", "budget_tokens": 9_000}}, {"reasoning_effort": "high"}),
+        ("openai/gpt-5.5", {"thinking": {"type": "enabled", "budget_tokens": None}}, {"reasoning_effort": "low"}),
         ("anthropic/claude-haiku-4-5", {"seed": 1, "max_tokens": 5}, {"max_tokens": 5}),
         ("anthropic/claude-haiku-4-5", {"reasoning_effort": "high"}, None),
         ("ollama/llama4", {"tool_choice": "auto"}, {}),
@@ -284,7 +338,13 @@ def test_a_schema_that_a_provider_does_not_take_becomes_an_instruction(monkeypat
     spec = ModelSpec("openai/no-schema")
     monkeypatch.setattr("router_ml.parameters._untaken", lambda spec, params: tuple({"response_format"} & set(params)))
     messages, params = accepted(spec, ASK, {"response_format": SCHEMA, "temperature": 1.0})
-    assert params == {"temperature": 1.0} and json.dumps({"type": "object"}) in messages[-1]["content"]
+    assert params == {"temperature": 1.0} and messages[1:] == list(ASK)
+    assert messages[0]["role"] == "system" and json.dumps({"type": "object"}) in messages[0]["content"]
+    # one system message, at the beginning: chat templates refuse another form
+    system = {"role": "system", "content": "Be brief."}
+    messages, _ = accepted(spec, [system, *ASK], {"response_format": SCHEMA})
+    assert [message["role"] for message in messages] == ["system", "user"]
+    assert messages[0]["content"].startswith("Be brief.\n") and "JSON schema" in messages[0]["content"]
 
 
 def test_tools_are_kept_where_the_pool_says_that_the_model_can_use_them() -> None:
@@ -300,7 +360,8 @@ def test_a_warning_is_given_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_known_answers_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    params = {"temperature": 0.3}
+    params = {"temperature": 0.3, "user": "one"}
     accepted(SPEC, ASK, params)
     monkeypatch.setattr("router_ml.parameters._try_params", lambda *a: pytest.fail("asked litellm again"))
     accepted(SPEC, ASK, params)
+    accepted(SPEC, ASK, params | {"user": "another"})

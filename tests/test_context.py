@@ -81,6 +81,27 @@ def test_a_hook_that_fails_sends_the_whole_prompt_to_a_model_that_holds_it(route
     assert list(client.calls[-1].messages) == LONG
 
 
+@pytest.mark.parametrize("given", [None, [], [{"role": "nobody", "content": "hi"}]])
+def test_a_hook_that_gives_no_messages_sends_the_whole_prompt(router_path: Path, given: Any) -> None:
+    class Broken:
+        model = SCRIBE
+
+        def __call__(self, messages: Any, limit_tokens: int, ask: Any) -> Any:
+            return given
+
+    client = FakeClient(answer)
+    done = cascade(router_path, client, compress=Broken()).complete(request())
+    assert done.model == STRONG and done.attempts[0].error is not None
+    assert list(client.calls[-1].messages) == LONG
+
+
+def test_a_prompt_of_which_nothing_can_be_left_out_is_no_attempt(router_path: Path) -> None:
+    client = FakeClient(answer)
+    one = [{"role": "user", "content": "word " * 9_000}]
+    done = cascade(router_path, client, compress=SummariseMiddle(SCRIBE)).complete(request(one))
+    assert [attempt.model for attempt in done.attempts] == [STRONG] == [call.spec.name for call in client.calls]
+
+
 def test_the_limit_is_that_of_the_model_wanted(router_path: Path) -> None:
     router = acting_router(router_path, changes=LIMITS)
     assert length_limit(router, router.read(request())) == RELIABLE

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import random
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from router_ml.errors import NoEligibleModelError, RequestError, RouterError
 from router_ml.pool import ModelPool
 from router_ml.request import ABILITIES, ROLES, ReasonCode, RouteDecision, RouteRequest, VerifierSpec
-from router_ml.router import BATCH, Router, bundled_router_path, predict_route
+from router_ml.router import BATCH, Router, _bundled, _load_bundled, bundled_router_path, predict_route
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -194,6 +196,17 @@ def test_local_only_takes_the_local_model(bundled: Router) -> None:
     decision = bundled.predict({"messages": "what is 2+2", "local_only": True})
     assert decision.model == LOCAL
     assert all("local" in str(c.excluded_by) for c in decision.candidates if c.model != LOCAL)
+
+
+def test_first_calls_at_the_same_time_share_one_router(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Router, "load", lambda: time.sleep(0.05) or object())
+    _load_bundled.cache_clear()
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = [one.result() for one in [threads.submit(_bundled) for _ in range(4)]]
+        assert len(set(map(id, found))) == 1
+    finally:
+        _load_bundled.cache_clear()
 
 
 def test_allow_deny_and_pin_are_kept(bundled: Router) -> None:

@@ -94,7 +94,7 @@ def servers(router: str | None) -> Iterator[dict[str, tuple[int, str]]]:
         stack.callback(provider.stdout.close)
         pool = _pool(router, json.loads(provider.stdout.readline())["url"])
         pool.to_yaml(folder / "pool.yaml")
-        (folder / "proxy.yaml").write_text(json.dumps(proxy_config(pool)), encoding="utf-8")
+        (folder / "proxy.yaml").write_text(json.dumps(proxy_config(pool, alone=False)), encoding="utf-8")
         ports = [_free_port(), _free_port()]
         arguments = [] if router is None else ["--router", router]
         commands = [
