@@ -17,18 +17,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from router_ml.attempt import Attempt, AttemptKind, Completion, Verdict
+from router_ml.attempt import Attempt, AttemptKind, Completion, Usage, Verdict
 from router_ml.completion import TIMEOUT_S, Call, Chunk, Client, LitellmClient, Reply, cost_of
 from router_ml.configuration import is_number
 from router_ml.errors import (
     AttemptsFailedError,
     BudgetExceededError,
     ProviderError,
-    RequestError,
     VerifierError,
 )
 from router_ml.live import Course, LiveRouter
-from router_ml.request import RouteRequest
+from router_ml.parameters import call_params, messages_of, with_limits_of
+from router_ml.request import BYTES_PER_TOKEN, RouteRequest
 from router_ml.steps import Ask, Collect, Do, Driver, Open, Pause, Steps
 from router_ml.stream import AsyncCompletionStream, CheckedStream, CompletionStream
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from router_ml.ledger import Reservation
     from router_ml.outcomes import OutcomeLog, Receipt
     from router_ml.router import Reading, RequestLike, Router
+
+TOOL_CALLS = ("tool_calls", "function_call")
 
 log = logging.getLogger("router_ml")
 
@@ -60,6 +62,7 @@ class Given(NamedTuple):
     chunks: tuple[Chunk, ...] = ()
     rest: Any = None
     reservation: Reservation | None = None
+    waited_s: float = 0.0  # for the first chunk
 
 
 class Cascade:
@@ -107,13 +110,13 @@ class Cascade:
 
     def _steps(self, asked: RequestLike, params: Mapping[str, Any], timeout_s: float, stream: bool) -> Steps[Any]:
         """:return: (completion, None), or (a stream that has begun, its run)."""
-        request = _with_params(RouteRequest.of(asked), params)
+        request = with_limits_of(RouteRequest.of(asked), params)
         reading = self.live.read(request)
         attempts: list[Attempt] = []
         if self.compress is not None:
             reading = yield from self._compressed(reading, attempts)
         decision = self.live.decide(reading)
-        sent = _call_params(reading.request, params)
+        sent = call_params(reading.request, params)
         run = Run(reading, decision, attempts, params=sent, timeout_s=timeout_s, step=Ask)
         if stream:
             run.step = Open if run.verifier is None else Collect
@@ -136,8 +139,8 @@ class Cascade:
         plan = list(run.decision.plan)
         done: set[str] = set()
         for stage, wanted in enumerate(plan):
-            if wanted in done:
-                continue  # a fallback of an earlier stage has answered already
+            if wanted in done or (answered is not None and not self.live.affords(run, wanted)):
+                continue  # a fallback of an earlier stage has answered already, or the budget is used up
             try:
                 given = yield from self._answered(run, wanted, stage)
             except (AttemptsFailedError, BudgetExceededError):
@@ -191,6 +194,7 @@ class Cascade:
             if pause is None:
                 return outcome
             yield Pause(pause)
+            self.live.health.admit(model)
 
     def _called(self, run: Run, model: str, stage: int) -> Steps[Given | ProviderError]:
         """One call, with its reservation, its place in the health record and in the list of attempts."""
@@ -201,7 +205,7 @@ class Cascade:
             live.health.released(model)
             raise
         started, clock = live.clock(), time.perf_counter()
-        call = Call(spec, _messages(run.reading.request), run.params, run.timeout_s)
+        call = Call(spec, messages_of(run.reading.request), run.params, run.timeout_s)
         try:
             found = yield run.step(call)
         except ProviderError as error:
@@ -215,8 +219,10 @@ class Cascade:
             live.health.released(model)
             raise
         if run.step is Open:
-            return Given(model, started, None, (found[0],), found[1], reservation)
+            return Given(model, started, None, (found[0],), found[1], reservation, time.perf_counter() - clock)
         reply, chunks = found if run.step is Collect else (found, ())
+        if not any(reply.usage):
+            reply = dataclasses.replace(reply, usage=self.estimated_usage(run, model, reply.text))
         given = Given(model, started, reply, chunks)
         self._book(run, given, stage, reply, time.perf_counter() - clock, reservation)
         return given
@@ -224,13 +230,13 @@ class Cascade:
     def _checked(self, run: Run, reply: Reply) -> Steps[Verdict | None]:
         """The verifier's verdict; None if there is no verifier or it broke, for a broken check says nothing."""
         verifier = run.verifier
-        if verifier is None:
+        if verifier is None or reply.finish_reason in TOOL_CALLS:  # a step on the way to the answer is not the answer
             return None
         from router_ml.answer import Answer
 
         spent: list[float] = []
         request = run.reading.request
-        answer = Answer(reply.text, request, reply.finish_reason, self._asker(request, spent))
+        answer = Answer(reply.text, request, reply.finish_reason, self._asker(request, spent, run.timeout_s))
         try:
             verdict: Verdict = yield Do(lambda: _verify(verifier, answer))
         except VerifierError as exc:
@@ -244,13 +250,13 @@ class Cascade:
         return verdict._replace(cost_usd=max(verdict.cost_usd, sum(spent)))
 
     def _asker(
-        self, request: RouteRequest, spent: list[float]
+        self, request: RouteRequest, spent: list[float], timeout_s: float
     ) -> Callable[[str, list[dict[str, Any]]], tuple[str, float]]:
         """What a judge or a compressor calls a model with; costs are noted in ``spent``."""
 
         def ask(model: str, messages: list[dict[str, Any]]) -> tuple[str, float]:
             spec = self.live.router.pool.spec(model)
-            reply = self.client.complete(Call(spec, messages, {}, TIMEOUT_S))
+            reply = self.client.complete(Call(spec, messages, {}, timeout_s))
             cost = 0.0 if reply.cache_hit else cost_of(spec, reply.usage)
             spent.append(cost)
             self.live.spend(request.tags, cost)
@@ -266,12 +272,12 @@ class Cascade:
         if compress is None or limit is None:
             return reading
         spent: list[float] = []
-        request, ask = reading.request, self._asker(reading.request, spent)
+        request, ask = reading.request, self._asker(reading.request, spent, TIMEOUT_S)
         started, clock = self.live.clock(), time.perf_counter()
         shorter, error = reading, None
         try:
-            messages = yield Do(lambda: compress(_messages(request), limit, ask))
-            if not spent and messages == _messages(request):
+            messages = yield Do(lambda: compress(messages_of(request), limit, ask))
+            if not spent and messages == messages_of(request):
                 return reading  # nothing to leave out, and nobody was called
             shorter = self.live.read(dataclasses.replace(request, messages=messages))
         except Exception as exc:  # the whole prompt is sent then, to a model that holds it
@@ -306,13 +312,19 @@ class Cascade:
     def _record(self, run: Run, baseline: float | None) -> Receipt | None:
         return self.live.record(run.reading, run.decision, run.attempts, "complete", baseline)
 
-    def end_stream(self, run: Run, given: Given, reply: Reply, error: ProviderError | None) -> Completion:
+    def estimated_usage(self, run: Run, model: str, text: str) -> Usage:
+        """Tokens of an answer of which the provider does not tell them: an answer is not free for that."""
+        read = run.reading.trace.input_tokens * self.live.specs[model].token_factor
+        return Usage(round(read), -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN))
+
+    def end_stream(
+        self, run: Run, given: Given, reply: Reply, seconds: float, error: ProviderError | None
+    ) -> Completion:
         """Book a stream that has ended, was broken off by an error, or was left by its reader.
 
-        :param reply: what came of it.
+        :param reply: what came of it. :param seconds: that were spent waiting for it.
         """
         assert given.reservation is not None
-        seconds = self.live.clock() - given.started_at
         self._book(run, given, 0, reply, seconds, given.reservation, error)
         self.live.telemetry.attempted(run.attempts[-1], run.decision)
         return self._completion(run, given.model, reply, None)
@@ -328,30 +340,3 @@ def _verify(verifier: Verifier, answer: Answer) -> Verdict:
     if not isinstance(verdict, Verdict) or not is_number(verdict.cost_usd) or verdict.cost_usd < 0.0:
         raise VerifierError(f"{type(verifier).__name__} gave no Verdict with a cost >= 0")
     return verdict
-
-
-def _with_params(request: RouteRequest, params: Mapping[str, Any]) -> RouteRequest:
-    """The request with the limits that the call's parameters imply, so that guards see them."""
-    if taken := sorted({"model", "messages"} & params.keys()):
-        raise RequestError(f"{taken} came as parameters; messages are the request, and `pin` in it asks for a model")
-    known: dict[str, Any] = {}
-    most = params.get("max_tokens") or params.get("max_completion_tokens")
-    if most is not None:  # also over a limit of the request's own: this one is sent
-        known["max_output_tokens"] = most
-    if not request.tools and params.get("tools"):
-        known["tools"] = params["tools"]
-    return dataclasses.replace(request, **known) if known else request
-
-
-def _call_params(request: RouteRequest, params: Mapping[str, Any]) -> dict[str, Any]:
-    out = dict(params)
-    if request.tools and "tools" not in out:
-        out["tools"] = list(request.tools)
-    if request.max_output_tokens is not None and not {"max_tokens", "max_completion_tokens"} & set(out):
-        out["max_tokens"] = request.max_output_tokens
-    return out
-
-
-def _messages(request: RouteRequest) -> list[dict[str, Any]]:
-    messages = request.messages
-    return [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]

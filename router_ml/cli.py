@@ -320,7 +320,10 @@ def show(path: str | None, as_json: bool) -> None:
 @click.argument("path", metavar="FILE")
 def validate(path: str) -> None:
     """Check a pool.yaml; the first mistake is named."""
+    from router_ml.live import rule_verifiers
+
     loaded = ModelPool.from_yaml(path)
+    rule_verifiers(loaded)
     click.echo(f"{path}: valid, {len(loaded.models)} models, escalation model {loaded.escalation_model}")
 
 

@@ -6,6 +6,7 @@ Every error leaves as a ``ProviderError``, and what a call cost is counted from 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -118,7 +119,12 @@ class LitellmClient:
 
     async def acomplete(self, call: Call) -> Reply:
         try:
-            return read_reply(await self._litellm.acompletion(**self._arguments(call)), call.spec)
+            # litellm's time-out is that of a silence; here a whole answer can be held to it
+            async with asyncio.timeout(call.timeout_s):
+                return read_reply(await self._litellm.acompletion(**self._arguments(call)), call.spec)
+        except TimeoutError as exc:
+            message = f"{call.spec.name} gave no whole answer within {call.timeout_s:g} s"
+            raise ProviderTimeoutError(message, model=call.spec.name) from exc
         except Exception as exc:
             raise translate(exc, call.spec) from exc
 
@@ -334,6 +340,8 @@ def translate(exc: Exception, spec: ModelSpec) -> ProviderError:
     status = status if isinstance(status, int) else None
     known = _error_map()
     kind = next((known[cls.__name__] for cls in type(exc).__mro__ if cls.__name__ in known), None)
+    if _was_never_sent(exc):
+        kind = CallRefusedError
     if kind is None and status is not None:
         kind = _BY_STATUS.get(status, ProviderUnavailableError if status >= 500 else None)
     headers = _error_headers(exc)
@@ -343,6 +351,21 @@ def translate(exc: Exception, spec: ModelSpec) -> ProviderError:
     )  # fmt: skip
     error.headers, error.detail = headers, redact(str(exc), spec)
     return error
+
+
+def _was_never_sent(exc: BaseException | None) -> bool:
+    """Whether the request could not be written: litellm calls that a failure of the server, and no server saw it."""
+    for _ in range(10):  # a chain of causes may be a ring
+        if exc is None:
+            return False
+        if isinstance(exc, UnicodeEncodeError) or (
+            isinstance(exc, (TypeError, ValueError))
+            and "JSON" in str(exc)
+            and not isinstance(exc, json.JSONDecodeError)
+        ):
+            return True
+        exc = exc.__cause__ or exc.__context__
+    return False
 
 
 def _error_headers(exc: Exception) -> dict[str, str]:

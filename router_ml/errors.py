@@ -136,7 +136,7 @@ class ProviderError(RouterError):
     """
 
     transient = False
-    is_fault = True
+    is_fault = False
     same_key = False
     headers: Mapping[str, str] = {}
     detail: str = ""
@@ -152,46 +152,46 @@ class RateLimitedError(ProviderError):
     """The provider's rate limit is reached."""
 
     transient = True
+    is_fault = True
 
 
 class ProviderTimeoutError(ProviderError):
     """No answer within the time allowed."""
 
     transient = True
+    is_fault = True
 
 
 class ProviderUnavailableError(ProviderError):
     """The provider failed: 5xx, no connection, or an answer that cannot be read."""
 
     transient = True
+    is_fault = True
 
 
 class ContextTooLongError(ProviderError):
     """The prompt does not fit the model's window."""
 
-    is_fault = False
-
 
 class ContentRefusedError(ProviderError):
     """The provider's content policy refuses the prompt or the answer."""
-
-    is_fault = False
 
 
 class CredentialsError(ProviderError):
     """The key is missing, wrong, expired, or its account cannot pay."""
 
+    is_fault = True
     same_key = True
 
 
 class ModelGoneError(ProviderError):
     """The provider does not know the model, or no longer."""
 
+    is_fault = True
+
 
 class CallRefusedError(ProviderError):
-    """The provider finds the call wrong, such as a parameter that it does not take."""
-
-    is_fault = False
+    """The call itself is wrong, such as a parameter that the provider does not take, or that cannot be sent at all."""
 
 
 class ArtifactError(RouterError):

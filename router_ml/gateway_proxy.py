@@ -22,6 +22,12 @@ from router_ml.gateway import Exchange, Gateway, UnknownModelError, current, fai
 
 MASTER_KEY = "LITELLM_MASTER_KEY"
 
+_UNUSED = frozenset({
+    "AdmissionControlMiddleware", "BillableRequestMetricsMiddleware", "BudgetReservationReleaseMiddleware",
+    "CORSMiddleware", "GZipBufferedResponseMiddleware", "PrometheusAuthMiddleware", "RedisRequestBatchMiddleware",
+    "RequestSizeLimitMiddleware", "SecurityHeadersMiddleware",
+})  # fmt: skip
+
 log = logging.getLogger("router_ml.gateway")
 
 
@@ -45,7 +51,8 @@ def _leave_out(proxy: ModuleType) -> None:
     from litellm.proxy.hooks import PROXY_HOOKS
 
     PROXY_HOOKS.clear()
-    proxy.app.user_middleware.clear()
+    kept = [one for one in proxy.app.user_middleware if getattr(one.cls, "__name__", "") not in _UNUSED]
+    proxy.app.user_middleware[:] = kept
 
 
 async def authenticate(request: Any, api_key: str) -> Any:

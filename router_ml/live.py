@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,13 +23,16 @@ from router_ml.errors import (
     BudgetExceededError,
     ContextTooLongError,
     NoEligibleModelError,
+    OutcomeLogError,
+    PoolError,
     ProviderError,
     ProviderTimeoutError,
+    VerifierError,
 )
 from router_ml.health import Health
 from router_ml.ledger import Ledger, Reservation
 from router_ml.policy import Live
-from router_ml.pool import ModelSpec
+from router_ml.pool import ModelPool, ModelSpec
 from router_ml.request import ReasonCode, RouteDecision, RouteRequest
 from router_ml.session import Sessions
 from router_ml.telemetry import OFF, Telemetry
@@ -43,6 +47,8 @@ T = TypeVar("T")
 DAY_S = 86_400
 BACKOFF_S, LONGEST_BACKOFF_S = 0.25, 8.0
 LONGEST_WAIT_S = 2.0  # a provider that asks for a longer pause is left for another model, if there is one
+
+logger = logging.getLogger("router_ml")
 
 
 @dataclass(slots=True)
@@ -93,7 +99,7 @@ class LiveRouter:
         rules = json.dumps(pool.to_dict(), sort_keys=True, default=sorted)
         self.policy = hashlib.sha256(rules.encode()).hexdigest()[:12]
         self._index = {name: i for i, name in enumerate(router.models)}
-        self._verifiers = _rule_verifiers(router)
+        self._verifiers = rule_verifiers(pool)
         self._encoder: str | None = None
 
     def read(self, request: RequestLike) -> Reading:
@@ -123,13 +129,24 @@ class LiveRouter:
         :raises NoEligibleModelError: if guards exclude every model. :raises BudgetExceededError: if a cap does.
         """
         started = time.perf_counter()
-
-        def choose(live: Live) -> RouteDecision:
-            return self.router.decide(reading, live)
-
-        decision = self._by_tier(choose, {}, reading.request.tags, self._makeshift)
+        decision = self.router.decide(reading, self._tier(reading))
         self.telemetry.decided(decision, time.perf_counter() - started)
         return decision
+
+    def _tier(self, reading: Reading) -> Live:
+        """The exclusions to decide under. They are found without exploration, which is drawn once, or its propensity
+        would be that of the last draw alone."""
+        found = self.health.exclusions()
+        if not found.soft and not found.hard:
+            return self._live({}, reading.request.tags)
+
+        def choose(live: Live) -> tuple[Live, RouteDecision]:
+            return live, self.router.decide(reading, live, explore=False)
+
+        return self._by_tier(choose, {}, reading.request.tags, lambda chosen: self._makeshift(chosen[1]))[0]
+
+    def _live(self, unavailable: Mapping[str, str], tags: Sequence[str]) -> Live:
+        return Live(unavailable, self.health.measured_latency(), self.ledger.tightest(tags))
 
     def alternative(self, reading: Reading, failed: Mapping[str, str], *, healthy: bool = False) -> str | None:
         """The model to call in place of those that failed, or None.
@@ -150,20 +167,17 @@ class LiveRouter:
     ) -> T:  # fmt: skip
         """Choose under all exclusions, then with fewer, until the choice is good, or possible at all."""
         found = self.health.exclusions()
-        latency, cap = self.health.measured_latency(), self.ledger.tightest(tags)
-        if not found.soft and not found.hard:
-            return choose(Live(failed, latency, cap))
         if found.soft:
             try:
-                choice = choose(Live({**found.soft, **found.hard, **failed}, latency, cap))
+                choice = choose(self._live({**found.soft, **found.hard, **failed}, tags))
                 if makeshift is None or not makeshift(choice):
                     return choice
             except (NoEligibleModelError, BudgetExceededError):
                 pass  # what is left may be too dear, where a model that is better spared is not
-        try:
-            return choose(Live({**found.hard, **failed}, latency, cap))
-        except (NoEligibleModelError, BudgetExceededError):
-            return choose(Live(failed, latency, cap))
+        if found.soft or found.hard:
+            with contextlib.suppress(NoEligibleModelError, BudgetExceededError):
+                return choose(self._live({**found.hard, **failed}, tags))
+        return choose(self._live(failed, tags))
 
     def _makeshift(self, decision: RouteDecision) -> bool:
         """Whether no model was likely enough and not even the escalation model could be taken."""
@@ -229,6 +243,12 @@ class LiveRouter:
             return None
         return max(patient, self.rng.uniform(0.0, min(LONGEST_BACKOFF_S, BACKOFF_S * 2.0 ** (tries - 1))))
 
+    def affords(self, course: Course, model: str) -> bool:
+        """Whether the request's own budget, less what was spent on it so far, allows one more stage of the plan."""
+        budget = self.router.budget(course.reading.request)
+        spent = sum(attempt.total_cost_usd for attempt in course.attempts)
+        return budget is None or spent + self.expected_cost(course.reading, model) <= budget
+
     def book(
         self, course: Course, attempt: Attempt, reservation: Reservation | None, headers: Mapping[str, str]
     ) -> None:
@@ -279,20 +299,16 @@ class LiveRouter:
 
         if self._encoder is None:
             self._encoder = self.router.encoder.fingerprint
-        return self.log.record(
-            Entry(
-                decision=decision,
-                request=reading.request,
-                features=reading.features,
-                embedding=reading.embedding,
-                attempts=tuple(attempts),
-                policy=self.policy,
-                encoder=self._encoder,
-                input_tokens=reading.trace.input_tokens,
-                baseline_cost_usd=baseline_cost_usd,
-                source=source,
-            )
-        )
+        entry = Entry(
+            decision=decision, request=reading.request, features=reading.features, embedding=reading.embedding,
+            attempts=tuple(attempts), policy=self.policy, encoder=self._encoder,
+            input_tokens=reading.trace.input_tokens, baseline_cost_usd=baseline_cost_usd, source=source,
+        )  # fmt: skip
+        try:
+            return self.log.record(entry)
+        except OutcomeLogError as exc:  # closed: the answer is paid for, and is worth more than its record
+            logger.error("decision %s is not in the outcome log: %s", decision.decision_id, exc)
+            return None
 
 
 def _window(spec: ModelSpec) -> float:
@@ -303,13 +319,19 @@ def _key(spec: ModelSpec) -> tuple[str, str | None, str | None]:
     return spec.call_name.partition("/")[0], spec.api_base, spec.api_key_env
 
 
-def _rule_verifiers(router: Router) -> dict[tuple[str, str | None], object]:
-    """Verifiers that the pool's rules ask for, by section and name."""
+def rule_verifiers(pool: ModelPool) -> dict[tuple[str, str | None], object]:
+    """Verifiers that the pool's rules ask for, by section and name.
+
+    :raises PoolError: if one cannot be made; the message names the rule.
+    """
     from router_ml.verifiers import verifier_of
 
-    return {
-        (section, name): verifier_of(rule.verifier, trusted=True)
-        for section in ("tasks", "segments")
-        for name, rule in getattr(router.pool, section).items()
-        if rule.verifier
-    }
+    found: dict[tuple[str, str | None], object] = {}
+    for section in ("tasks", "segments"):
+        for name, rule in getattr(pool, section).items():
+            if rule.verifier:
+                try:
+                    found[section, name] = verifier_of(rule.verifier, trusted=True)
+                except VerifierError as exc:
+                    raise PoolError(f"{section}.{name}.verifier: {exc}") from exc
+    return found

@@ -6,6 +6,7 @@ litellm knows what each provider takes; it is asked once for each model and set 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -13,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from router_ml.errors import MissingExtraError
+from router_ml.errors import MissingExtraError, RequestError
 from router_ml.pool import ModelSpec
+from router_ml.request import RouteRequest
 
 # Tokens of thought -> the effort that asks for about as many, where a provider knows only efforts. litellm maps
 # efforts to 1024, 2048 and 4096 tokens; the bounds lie between.
@@ -146,3 +148,35 @@ def _warn_once(model: str, name: str, what: str) -> None:
     if (model, name) not in _warned:
         _warned.add((model, name))
         log.warning("%s does not take the parameter %s: %s (said once)", model, name, what)
+
+
+def with_limits_of(request: RouteRequest, params: Mapping[str, Any]) -> RouteRequest:
+    """The request with the limits that the call's parameters imply, so that guards see them.
+
+    :raises RequestError: for a parameter that would replace what is to be decided.
+    """
+    if taken := sorted({"model", "messages"} & params.keys()):
+        raise RequestError(f"{taken} came as parameters; messages are the request, and `pin` in it asks for a model")
+    known: dict[str, Any] = {}
+    most = params.get("max_tokens") or params.get("max_completion_tokens")
+    if most is not None:  # also over a limit of the request's own: this one is sent
+        known["max_output_tokens"] = most
+    if not request.tools and params.get("tools"):
+        known["tools"] = params["tools"]
+    return dataclasses.replace(request, **known) if known else request
+
+
+def call_params(request: RouteRequest, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The call's parameters, with what the request itself says of them."""
+    out = dict(params)
+    if request.tools and "tools" not in out:
+        out["tools"] = list(request.tools)
+    if request.max_output_tokens is not None and not {"max_tokens", "max_completion_tokens"} & set(out):
+        out["max_tokens"] = request.max_output_tokens
+    return out
+
+
+def messages_of(request: RouteRequest) -> list[dict[str, Any]]:
+    """The request as OpenAI-style messages."""
+    messages = request.messages
+    return [{"role": "user", "content": messages}] if isinstance(messages, str) else [dict(m) for m in messages]

@@ -50,6 +50,7 @@ class Choice(NamedTuple):
     :param propensity: probability with which this policy takes this model on this request, in (0, 1].
     :param threshold: probability of success that was asked for; a pin or a failure cost decides without it.
     :param expected_cost_usd: for each model, less what the prompt cache of ``current_model`` saves.
+    :param pinned: the request or a rule named the model, so no other may answer.
     """
 
     model: int
@@ -61,6 +62,7 @@ class Choice(NamedTuple):
     propensity: float
     threshold: float
     expected_cost_usd: tuple[float, ...]
+    pinned: bool = False
 
 
 class Cap(NamedTuple):
@@ -183,7 +185,7 @@ class Policy:
             output_tokens=expected_output_tokens, unavailable=live.unavailable,
         )  # fmt: skip
         if request.cached_tokens:
-            self._bound_switch(request, trace, excluded)
+            self._bound_switch(request, trace, terms.pin, excluded)
         eligible = [i for i, why in enumerate(excluded) if why is None]
         cap = _tightest(terms.budget_usd, live.cap)
         affordable = eligible if cap is None else _afford(cap.left_usd, cost, eligible, excluded)
@@ -205,7 +207,8 @@ class Policy:
             pick, propensity = self._explore(pick, affordable, rng)
         reason = Reason(pick.code, pick.text + note)
         return Choice(
-            pick.model, pick.escalated, pick.degraded, reason, tuple(excluded), latency, propensity, threshold, cost
+            pick.model, pick.escalated, pick.degraded, reason, tuple(excluded), latency, propensity, threshold, cost,
+            terms.pin is not None,
         )  # fmt: skip
 
     def _pinned(self, pin: str, rule: str | None, excluded: list[str | None]) -> _Pick:
@@ -287,8 +290,8 @@ class Policy:
         out[current] = max(0.0, out[current] - cached * self._cache_saving[current])
         return tuple(out)
 
-    def _bound_switch(self, request: RouteRequest, trace: Trace, excluded: list[str | None]) -> None:
-        """Exclude models to which switching costs more than the request or the pool allows.
+    def _bound_switch(self, request: RouteRequest, trace: Trace, pin: str | None, excluded: list[str | None]) -> None:
+        """Exclude models to which switching costs more than the request or the pool allows, but for a pinned one.
 
         What a switch costs is the conversation so far, read again at the new model's full price.
         """
@@ -298,7 +301,7 @@ class Policy:
             return  # a conversation whose model cannot go on has to leave, whatever that costs
         cached = min(request.cached_tokens, trace.input_tokens)
         for i, price in enumerate(self._input_price):
-            if i != current and excluded[i] is None and cached * price > limit:
+            if i != current and self._names[i] != pin and excluded[i] is None and cached * price > limit:
                 excluded[i] = (
                     f"switching to it reads {cached} cached tokens again for {cached * price:.6g} USD, "
                     f"the limit is {limit:.6g} USD"

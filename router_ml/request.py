@@ -449,7 +449,8 @@ def _check_limits(request: RouteRequest) -> None:
     if not _is_object_list(request.tools):
         raise RequestError(f"tools must be a list of tool schemas (objects); got {_brief(request.tools)}")
     verifier = request.verifier
-    if verifier is not None and not isinstance(verifier, VerifierSpec) and not hasattr(verifier, "verify"):
+    is_verifier = hasattr(verifier, "verify") and isinstance(getattr(verifier, "spec", None), VerifierSpec)
+    if verifier is not None and not isinstance(verifier, VerifierSpec) and not is_verifier:
         raise RequestError(f"verifier is {_brief(verifier)}; expected a VerifierSpec, or one of router_ml.verifiers")
 
 

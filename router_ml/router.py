@@ -6,7 +6,7 @@ import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from itertools import zip_longest
 from pathlib import Path
 from threading import Lock
@@ -65,6 +65,8 @@ class Router:
 
     def __init__(self, parts: Artifact, *, pool: ModelPool | None = None, seed: int | None = None) -> None:
         self._parts = parts
+        self._cascade: Cascade | None = None
+        self._lock = Lock()
         self.pool: ModelPool = parts.pool if pool is None else pool
         self.models: tuple[str, ...] = self.pool.names
         self.manifest: dict[str, Any] = parts.manifest
@@ -132,15 +134,17 @@ class Router:
         p, predicted, novelty = self.classifier.predict_one(features, embedding, request.task)
         return Reading(request, trace, features, embedding, p, *self._cost(trace, predicted), novelty)
 
-    def decide(self, reading: Reading, live: Live | None = None) -> RouteDecision:
+    def decide(self, reading: Reading, live: Live | None = None, *, explore: bool = True) -> RouteDecision:
         """Choose a model for a request that was read.
 
         :param live: what is known of the models at this moment; None: nothing.
+        :param explore: whether to draw the exploration that the pool asks for.
         :raises NoEligibleModelError: if guards exclude every model. :raises BudgetExceededError: if a cap does.
         """
         choice = self._policy.decide(
-            reading.request, reading.trace, reading.p, reading.cost, reading.tokens, rng=self._rng, live=live
-        )
+            reading.request, reading.trace, reading.p, reading.cost, reading.tokens,
+            rng=self._rng if explore else None, live=live,
+        )  # fmt: skip
         return self._decision(choice, reading.request, reading.p, reading.novelty)
 
     def alternative(self, reading: Reading, live: Live) -> str:
@@ -155,20 +159,24 @@ class Router:
         """Expected USD of a call of each model, as ``decide`` weighs it: less what a prompt cache saves."""
         return self._policy.less_cache(reading.request, reading.trace, reading.cost)
 
-    @cached_property
+    def budget(self, request: RouteRequest) -> float | None:
+        """Most USD that a request may cost, by itself and by the pool's rules; None: no limit."""
+        return self._policy.terms(request).budget_usd
+
+    @property
     def cascade(self) -> Cascade:
         """What ``complete`` acts through. Set it to one of your own for a log, telemetry or shared state.
 
         Without that, it logs to the URL in the environment variable ``ROUTER_ML_LOG``, if there is one.
         """
-        from router_ml.cascade import Cascade
+        with self._lock:  # two first calls at once would make two, each with a ledger and a health record of its own
+            if self._cascade is None:
+                self._cascade = _new_cascade(self)
+            return self._cascade
 
-        log = None
-        if url := os.environ.get("ROUTER_ML_LOG"):
-            from router_ml.outcomes import OutcomeLog
-
-            log = OutcomeLog(url)
-        return Cascade(self, log=log)
+    @cascade.setter
+    def cascade(self, cascade: Cascade) -> None:
+        self._cascade = cascade
 
     def complete(self, request: RequestLike, **arguments: Any) -> Any:
         """Decide, call, check, escalate; see ``router_ml.complete``, which takes the same arguments."""
@@ -245,7 +253,7 @@ class Router:
         model = self.models[index]
         costs = choice.expected_cost_usd
         plan = Plan((index,), p[index], costs[index])
-        if request.verifier is not None and choice.excluded[self._escalation] is None:
+        if request.verifier is not None and choice.excluded[self._escalation] is None and not choice.pinned:
             spec = request.verifier if isinstance(request.verifier, VerifierSpec) else request.verifier.spec
             plan = escalation_plan(index, self._escalation, p, costs, spec)
         rows = zip(self.models, p, costs, choice.latency_s, choice.excluded, strict=True)
@@ -290,10 +298,12 @@ def complete(
         plan answers.
     :param router: None: the bundled one. What it acts with besides, such as the outcome log, is ``router.cascade``.
     :param stream: whether to stream; then a ``CompletionStream`` comes back, which is iterated for chunks.
-    :param timeout_s: most seconds that one attempt may take.
+    :param timeout_s: most seconds that a provider may be silent. In asyncio a whole answer, if it is not streamed, must
+        be there in that time; a blocking call cannot be broken off while bytes keep coming.
     :param params: go through to the provider, in OpenAI's names: ``temperature``, ``max_tokens``, ``tools``,
         ``response_format`` and so on. What a provider does not take is translated or dropped, with one warning.
-    :return: a ``Completion``: the answer with its decision, attempts and cost.
+    :return: a ``Completion``: the answer with its decision, attempts and cost. A stream has one once it was read to its
+        end or closed, and is in the log only then.
     :raises RequestError: if the request cannot be read.
     :raises NoEligibleModelError: if guards exclude every model. :raises BudgetExceededError: if a cap forbids the call.
     :raises AttemptsFailedError: if every model that was tried failed.
@@ -328,6 +338,17 @@ def bundled_router_path() -> Path:
     package = Path(__file__).resolve().parent
     installed = package / "models" / "default"
     return installed if installed.is_dir() else package.parent / "models" / "default"
+
+
+def _new_cascade(router: Router) -> Cascade:
+    from router_ml.cascade import Cascade
+
+    log = None
+    if url := os.environ.get("ROUTER_ML_LOG"):
+        from router_ml.outcomes import OutcomeLog
+
+        log = OutcomeLog(url)
+    return Cascade(router, log=log)
 
 
 def _columns(trained: tuple[str, ...], wanted: tuple[str, ...]) -> list[int]:

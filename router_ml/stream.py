@@ -6,13 +6,14 @@ answer, so the stream ends with the error. An answer that a verifier checks is s
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from router_ml.attempt import Usage
+from router_ml.attempt import NO_TOKENS
 from router_ml.completion import Chunk, Reply
 from router_ml.errors import ProviderError
-from router_ml.request import BYTES_PER_TOKEN
 
 if TYPE_CHECKING:
     from router_ml.attempt import Completion
@@ -20,16 +21,11 @@ if TYPE_CHECKING:
     from router_ml.request import RouteDecision
 
 
-def joined(chunks: Iterable[Chunk], input_tokens: int = 0) -> Reply:
-    """The reply that a stream amounts to.
-
-    :param input_tokens: estimate for a stream that tells no usage; its output is then estimated too.
-    """
+def joined(chunks: Iterable[Chunk]) -> Reply:
+    """The reply that a stream amounts to; its usage is all zeros where the stream tells none."""
     read = list(chunks)
     text = "".join([chunk.text for chunk in read])
-    usage = next((chunk.usage for chunk in reversed(read) if chunk.usage is not None), None)
-    if usage is None:
-        usage = Usage(input_tokens, -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN))
+    usage = next((chunk.usage for chunk in reversed(read) if chunk.usage is not None), NO_TOKENS)
     reason = next((chunk.finish_reason for chunk in reversed(read) if chunk.finish_reason), None)
     headers = next((chunk.headers for chunk in read if chunk.headers), {})
     return Reply(text, usage, reason, any(chunk.cache_hit for chunk in read), headers)
@@ -44,25 +40,31 @@ class _Streamed:
         self.completion: Completion | None = None
         self._cascade, self._run, self._given = cascade, run, given
         self._seen: list[Chunk] = []
+        self._waited_s = given.waited_s  # for the provider; what the reader does between chunks is his own time
+
+    def _saw(self, chunk: Chunk) -> Chunk:
+        self._seen.append(chunk._replace(raw=None))
+        return chunk
 
     def _end(self, error: ProviderError | None = None) -> None:
         if self.completion is None:
-            tokens = round(self._run.reading.trace.input_tokens * self._cascade.live.specs[self.model].token_factor)
-            reply = joined(self._seen, tokens)
-            self.completion = self._cascade.end_stream(self._run, self._given, reply, error)
+            reply = joined(self._seen)
+            if not any(reply.usage):
+                reply = replace(reply, usage=self._cascade.estimated_usage(self._run, self.model, reply.text))
+            self.completion = self._cascade.end_stream(self._run, self._given, reply, self._waited_s, error)
 
 
 class CompletionStream(_Streamed):
     """Iterate to read the answer. ``model`` and ``decision`` are known at once, ``completion`` after the last chunk.
 
-    Closing it, or leaving its ``with`` block, before the end books what came so far.
+    Closing it, or leaving its ``with`` block, before the end books what came so far. A stream that is neither read nor
+    closed is never booked.
     """
 
     def __iter__(self) -> Iterator[Any]:
         try:
             for chunk in self._chunks():
-                self._seen.append(chunk._replace(raw=None))
-                if chunk.raw is not None:
+                if self._saw(chunk).raw is not None:
                     yield chunk.raw
         except ProviderError as error:
             self._end(error)
@@ -73,7 +75,13 @@ class CompletionStream(_Streamed):
     def _chunks(self) -> Iterator[Chunk]:
         if not self._seen:  # whoever iterates a second time is not given the beginning again without the rest
             yield from self._given.chunks
-        yield from self._given.rest
+        while True:
+            asked = time.perf_counter()
+            chunk = next(self._given.rest, None)
+            self._waited_s += time.perf_counter() - asked
+            if chunk is None:
+                return
+            yield chunk
 
     def close(self) -> None:
         """End the stream."""
@@ -94,19 +102,26 @@ class AsyncCompletionStream(_Streamed):
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         try:
-            for chunk in () if self._seen else self._given.chunks:
-                self._seen.append(chunk._replace(raw=None))
-                if chunk.raw is not None:
-                    yield chunk.raw
-            async for chunk in self._given.rest:
-                self._seen.append(chunk._replace(raw=None))
-                if chunk.raw is not None:
+            async for chunk in self._chunks():
+                if self._saw(chunk).raw is not None:
                     yield chunk.raw
         except ProviderError as error:
             self._end(error)
             raise
         finally:
             await self.aclose()
+
+    async def _chunks(self) -> AsyncIterator[Chunk]:
+        if not self._seen:
+            for chunk in self._given.chunks:
+                yield chunk
+        while True:
+            asked = time.perf_counter()
+            following = await anext(self._given.rest, None)
+            self._waited_s += time.perf_counter() - asked
+            if following is None:
+                return
+            yield following
 
     async def aclose(self) -> None:
         """End the stream."""

@@ -167,7 +167,7 @@ def test_what_a_check_paid_elsewhere_counts_against_the_cap(make: Callable[..., 
     cascade = make({CHEAP: Reply("x", Usage(0, 0))}, budgets=Budgets(per_day_usd=1.0))
     cascade.complete(dataclasses.replace(ASK, verifier=Check(lambda text: Verdict(True, cost_usd=0.25), "paid")))
     cap = cascade.live.ledger.tightest(())
-    assert cap is not None and cap.spent_usd == pytest.approx(0.25)
+    assert cap is not None and cap.spent_usd == pytest.approx(0.25, abs=1e-5)
 
 
 @pytest.mark.parametrize("said", [True, None, (True, ""), Verdict(True, cost_usd=float("nan"))])
@@ -653,3 +653,56 @@ def test_a_request_that_no_model_can_take_is_refused_before_any_call(make: Calla
     with pytest.raises(NoEligibleModelError):
         cascade.complete(RouteRequest("look", require=["video"]))
     assert not cascade.client.calls  # type: ignore[attr-defined]
+
+
+# -- decisions about cases at the edge
+
+
+def test_under_a_pin_no_other_model_answers_whatever_the_verifier_says(make: Callable[..., Cascade]) -> None:
+    request = RouteRequest("What is 2 + 2?", pin=CHEAP, verifier=MinimumLength(10))
+    done = make({CHEAP: "short"}).complete(request)
+    assert (done.decision.plan, tried(done), done.accepted) == ((CHEAP,), [CHEAP], False)
+
+
+def test_a_call_of_a_tool_is_not_checked_as_if_it_were_the_answer(make: Callable[..., Cascade]) -> None:
+    step = Reply("", Usage(10, 10), "tool_calls")
+    done = make({CHEAP: step}).complete(dataclasses.replace(ASK, verifier=MinimumLength(10)))
+    assert tried(done) == [CHEAP] and done.accepted is None
+
+
+def test_the_budget_of_a_request_holds_for_the_whole_plan(make: Callable[..., Cascade]) -> None:
+    cascade = make({CHEAP: Reply("short", Usage(1_000, 0)), STRONG: "a longer answer"})
+    checked = dataclasses.replace(ASK, verifier=MinimumLength(10))
+    stage = cascade.live.expected_cost(cascade.live.read(checked), STRONG)
+    enough = dataclasses.replace(checked, budget_usd=stage + 1_000 * 0.1 / 1e6 + 1e-9)
+    assert tried(cascade.complete(enough)) == [CHEAP, STRONG]
+    short = dataclasses.replace(checked, budget_usd=stage + 1_000 * 0.1 / 1e6 - 1e-9)
+    done = cascade.complete(short)
+    assert (tried(done), done.text, done.accepted) == ([CHEAP], "short", False)
+
+
+def test_an_answer_without_usage_is_not_free(make: Callable[..., Cascade]) -> None:
+    done = make({CHEAP: Reply("four " * 100, Usage())}).complete(ASK)
+    assert done.attempts[0].usage.output_tokens == 125 and done.attempts[0].usage.input_tokens > 0
+    assert done.cost_usd > 125 * 0.4 / 1e6
+
+
+def test_a_log_that_was_closed_loses_no_answer(
+    make: Callable[..., Cascade], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = OutcomeLog(f"sqlite:///{tmp_path / 'closed.db'}")
+    cascade = make({CHEAP: "four"}, log=log)
+    log.close()
+    done = cascade.complete(ASK)
+    assert done.text == "four" and done.receipt is None and "not in the outcome log" in caplog.text
+
+
+def test_how_slowly_a_stream_is_read_says_nothing_of_the_models_latency(
+    make: Callable[..., Cascade], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("router_ml.stream.time.perf_counter", lambda: clock[0])
+    stream = make({CHEAP: "one two three"}).complete(ASK, stream=True)
+    for _ in stream:
+        clock[0] += 60.0  # the reader's own time
+    assert stream.completion.attempts[0].latency_s == 0.0

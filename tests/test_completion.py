@@ -365,3 +365,22 @@ def test_known_answers_are_not_computed_again(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("router_ml.parameters._try_params", lambda *a: pytest.fail("asked litellm again"))
     accepted(SPEC, ASK, params)
     accepted(SPEC, ASK, params | {"user": "another"})
+
+
+@pytest.mark.parametrize(
+    "call", [("half \ud800",), ("fine", {"temperature": float("nan")}), ("fine", {"seed": object()})]
+)
+def test_what_cannot_be_sent_is_the_callers_fault_not_the_models(
+    server: FaultServer, client: LitellmClient, call: tuple[Any, ...]
+) -> None:
+    text, params = call[0], call[1] if len(call) > 1 else {}
+    before = server.count()
+    with pytest.raises(ProviderError) as caught:
+        client.complete(Call(spec_of(server), ({"role": "user", "content": text},), params))
+    assert not caught.value.is_fault and not caught.value.transient and server.count() == before
+
+
+def test_in_asyncio_a_whole_answer_must_be_there_in_time(server: FaultServer, client: LitellmClient) -> None:
+    server.behave("dripping", Behaviour(text="word " * 50, faults={"slow_stream": 1.0}, event_delay_s=0.1))
+    with pytest.raises(ProviderTimeoutError, match="within"):
+        asyncio.run(client.acomplete(Call(spec_of(server, "acme/dripping"), ASK, timeout_s=0.3)))

@@ -9,7 +9,7 @@ import pytest
 from acting import acting_router
 
 from router_ml.attempt import Attempt, AttemptKind, Usage
-from router_ml.errors import ContextTooLongError, CredentialsError, ProviderUnavailableError
+from router_ml.errors import ContextTooLongError, CredentialsError, PoolError, ProviderUnavailableError
 from router_ml.live import Course, LiveRouter
 from router_ml.pool import Budgets, Rule
 from router_ml.request import RouteRequest
@@ -135,3 +135,28 @@ def test_a_failed_call_costs_nothing_and_a_checks_cost_counts(router_path: Path)
 def test_the_policy_is_told_apart_by_its_pool(router_path: Path, router: Router) -> None:
     same, other = LiveRouter(acting_router(router_path)), LiveRouter(acting_router(router_path, exploration=0.5))
     assert LiveRouter(router).policy == same.policy != other.policy
+
+
+def test_exploration_is_drawn_once_so_its_propensity_is_true(router_path: Path) -> None:
+    live = LiveRouter(acting_router(router_path, exploration=0.5))
+    sure = dataclasses.replace(ASK, allow=[CHEAP, "acme/small"], min_quality=1.0)
+    reading = live.read(sure)
+    # the likelier of the two is spared, which leaves a makeshift, so the sparing is overlooked
+    greedy = LiveRouter(acting_router(router_path)).decide(reading).model
+    live.health.succeeded(greedy, 0.1, LOW)
+    decisions = [live.decide(reading) for _ in range(2_000)]
+    taken = sum(decision.model == greedy for decision in decisions) / 2_000
+    stated = next(decision.propensity for decision in decisions if decision.model == greedy)
+    assert stated == pytest.approx(0.75) and taken == pytest.approx(stated, abs=0.04)
+
+
+def test_a_rule_whose_verifier_cannot_be_made_is_named(router_path: Path) -> None:
+    with pytest.raises(PoolError, match=r"tasks\.essay\.verifier.*no_such"):
+        LiveRouter(acting_router(router_path, tasks={"essay": Rule(verifier={"no_such": 1})}))
+
+
+def test_a_pin_is_kept_whatever_leaving_costs(router_path: Path) -> None:
+    live = LiveRouter(acting_router(router_path, max_switch_usd=0.0))
+    held = RouteRequest("word " * 10_000, current_model="acme/large", cached_tokens=9_000)
+    assert live.decide(live.read(held)).model == "acme/large"
+    assert live.decide(live.read(dataclasses.replace(held, pin=STRONG))).model == STRONG

@@ -447,3 +447,11 @@ def test_a_decision_becomes_json() -> None:
     assert read_back["plan"] == ["small", "big"]
     assert read_back["candidates"][1]["excluded_by"] == "too slow"
     assert read_back["evidence"]["kind"] == "prior"
+
+
+def test_a_verifier_says_how_far_it_can_be_trusted() -> None:
+    class Silent:
+        def verify(self, answer: object) -> None: ...
+
+    with pytest.raises(RequestError, match="verifier"):
+        RouteRequest("hi", verifier=Silent())  # type: ignore[arg-type]
