@@ -7,13 +7,13 @@ a decision out then treats the answer as not checked. Neither a verdict nor an e
 from __future__ import annotations
 
 import json
-import reprlib
 import time
 from collections.abc import Callable
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
 from router_ml.errors import RouterError, VerifierError
+from router_ml.errors import brief as brief
 
 if TYPE_CHECKING:
     from router_ml.attempt import Verdict
@@ -92,15 +92,6 @@ def read_json(text: str) -> Any:
         raise ValueError(f"{exc.msg}, line {exc.lineno} column {exc.colno}") from None
     except RecursionError:
         raise ValueError("nested too deeply") from None
-
-
-def brief(value: Any) -> str:
-    """The value as an error shows it: at most 60 characters, whatever it is."""
-    try:
-        text = reprlib.repr(value)  # stops at six levels; repr() of a deep list raises RecursionError
-    except Exception:  # an int of more digits than Python prints, a repr() that fails
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _unfenced(text: str) -> str:

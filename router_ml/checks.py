@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from router_ml.answer import Answer, BaseVerifier, brief, read_json
+from router_ml.answer import Answer, BaseVerifier, read_json
 from router_ml.attempt import Verdict
 from router_ml.configuration import is_count
-from router_ml.errors import MissingExtraError, VerifierError
+from router_ml.errors import MissingExtraError, VerifierError, brief
 from router_ml.request import VerifierSpec
 
 MAX_MATCHED = 200_000  # characters that a regular expression is tried on, about 50,000 tokens

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from router_ml.errors import PoolError
+from router_ml.errors import PoolError, brief
 from router_ml.request import ABILITIES
 
 T = TypeVar("T")
@@ -180,9 +180,3 @@ def _repeated_key(root: Any) -> Any:
                 return key
             keys.add(key.value if key.id == "scalar" else id(key))
     return None
-
-
-def brief(value: Any) -> str:
-    """The value as an error shows it: at most 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -33,12 +33,26 @@ A message says what came, what was expected and what to do.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from router_ml.attempt import Attempt
     from router_ml.request import RouteDecision
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 60
+
+
+def brief(value: Any) -> str:
+    """The value as an error shows it: at most 60 characters, whatever it is."""
+    try:
+        text = _REPR.repr(value)  # stops at six levels; repr() of a deep list raises RecursionError
+    except Exception:  # an int of more digits than Python prints, a repr() that fails
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 class RouterError(Exception):

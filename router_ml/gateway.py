@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from router_ml import gateway_wire as wire
 from router_ml.answer import Answer, brief
-from router_ml.attempt import Attempt, AttemptKind, Verdict
+from router_ml.attempt import Attempt, AttemptKind, Usage, Verdict
 from router_ml.completion import TIMEOUT_S, Call, LitellmClient, cost_of, read_headers, translate
 from router_ml.errors import (
     BudgetExceededError,
@@ -30,7 +30,7 @@ from router_ml.errors import (
     VerifierError,
 )
 from router_ml.live import Course, LiveRouter
-from router_ml.request import RouteDecision
+from router_ml.request import BYTES_PER_TOKEN, RouteDecision
 
 if TYPE_CHECKING:
     from router_ml.ledger import Reservation
@@ -111,9 +111,10 @@ class Gateway:
         :raises RequestError: if it cannot be read. :raises NoEligibleModelError: if guards exclude every model.
         :raises BudgetExceededError: if a cap does.
         """
-        name = body.get("model", ALIASES[0])
-        if name not in ALIASES and name not in self.live.specs:
-            known = list(self.live.specs)
+        name, known = body.get("model"), list(self.live.specs)
+        if not isinstance(name, str):
+            raise RequestError(f"model is {brief(name)}; expected {ALIASES[0]!r} or one of {known}")
+        if name not in ALIASES and name not in known:
             raise UnknownModelError(f"there is no model {brief(name)}; expected {ALIASES[0]!r} or one of {known}")
         pin = None if name in ALIASES else name
         request = wire.read_request(call, body, body.get(wire.KNOBS), pin=pin, session_id=session_id)
@@ -125,7 +126,7 @@ class Gateway:
 
         :raises RequestError, NoEligibleModelError, BudgetExceededError: as ``decide``.
         """
-        reading, decision = self.decide(call, body, session_id)
+        reading, decision = self.decide(call, {"model": ALIASES[0], **body}, session_id)
         self._log(reading, decision, (), "route", None)
         return decision.to_dict()
 
@@ -199,9 +200,12 @@ class Gateway:
         ), error.headers)  # fmt: skip
         self.live.telemetry.attempted(exchange.attempts[-1], exchange.decision)
 
-    def answered(self, exchange: Exchange, response: Any, hidden: Mapping[str, Any]) -> None:
-        """Book a call that gave a whole answer. :param hidden: what the proxy knows of it besides."""
+    def _book(self, exchange: Exchange, response: Any, hidden: Mapping[str, Any]) -> None:
+        """Book a call that gave a whole answer."""
         usage, cache_hit = wire.read_usage(response), bool(hidden.get("cache_hit"))
+        if not any(usage):  # an answer is not free because its provider does not tell its tokens
+            read = exchange.reading.trace.input_tokens * self.live.specs[exchange.calling].token_factor
+            usage = Usage(round(read), -(-len(wire.read_answer(response)[0]) // BYTES_PER_TOKEN))
         cost = 0.0 if cache_hit else cost_of(self.live.specs[exchange.calling], usage)
         self._ended(exchange, Attempt(
             exchange.calling, AttemptKind.ANSWER, exchange.stage, exchange.started_at,
@@ -231,27 +235,34 @@ class Gateway:
             live.health.released(model)
             raise
 
-    async def checked(self, exchange: Exchange, response: Any, call: Callable[[str], Awaitable[Any]]) -> Any:
-        """The answer after its checks: the first that is accepted along the plan, or the last there is.
+    async def answered(
+        self, exchange: Exchange, response: Any, hidden: Mapping[str, Any], call: Callable[[str], Awaitable[Any]] | None
+    ) -> Any:
+        """A call gave an answer. :return: the first that is accepted along the plan, or the last there is.
 
-        :param call: calls a model of the pool with the client's request; its attempts are reported like all others.
+        :param hidden: what the proxy knows of the answer besides.
+        :param call: calls a model of the pool with the client's request, and gives its answer and what is hidden; its
+            attempts are reported like all others. None: the client has the answer already, as that of a stream.
         """
+        self._book(exchange, response, hidden)
         while True:
             verdict = await self._verdict(exchange, response)
             attempt = exchange.attempts[-1] = dataclasses.replace(exchange.attempts[-1], verdict=verdict)
             self.live.telemetry.attempted(attempt, exchange.decision)
-            if verdict is None or verdict.accepted or exchange.pinned:
+            if verdict is None or verdict.accepted or exchange.pinned or call is None:
                 break
             exchange.failed[attempt.model] = "its answer was rejected"
-            following = [model for model in exchange.decision.plan if model not in exchange.failed]
-            if not following:
+            plan = exchange.decision.plan
+            stage = next((i for i, model in enumerate(plan) if model not in exchange.failed), None)
+            if stage is None or not self.live.affords(exchange, plan[stage]):
                 break
             try:
-                other = self._admitted(exchange, following[0])
+                other = self._admitted(exchange, plan[stage])
                 self._reserve(exchange, other)
-                exchange.stage = exchange.decision.plan.index(following[0])
+                exchange.stage = stage
                 exchange.following.clear()
-                response = await call(other)
+                response, hidden = await call(other)
+                self._book(exchange, response, hidden)
             except Exception:  # its attempts are on record; the answer that was rejected is better than none
                 break
         self.close(exchange)
@@ -352,32 +363,3 @@ class Gateway:
     def _record(self, entries: Sequence[Any]) -> None:
         for entry in entries:
             self.live.record(*entry)
-
-
-def failure_of(exchange: Exchange) -> tuple[int, str, float | None]:
-    """How to tell the client that no attempt was answered: HTTP status, message, seconds to wait.
-
-    The provider's own words are told only where the client's request is at fault, whose prompt they may quote.
-    """
-    errors = [attempt.error for attempt in exchange.attempts if attempt.error is not None]
-    if not errors:
-        return 502, "no model could be called", None
-    statuses = {_status(error) for error in errors}
-    status = statuses.pop() if len(statuses) == 1 else 503
-    tried = "; ".join(f"{error.model}: {type(error).__name__}" for error in errors)
-    message = f"all {len(errors)} attempt(s) failed ({tried})"
-    if status == 400 and errors[-1].detail:
-        message += f". {errors[-1].model} says: {errors[-1].detail}"
-    waits = [error.retry_after_s for error in errors if error.retry_after_s is not None]
-    return status, message, min(waits, default=None)
-
-
-# A provider's 401 is not the client's: its own key is good.
-_STATUSES: Mapping[str, int] = {
-    "RateLimitedError": 429, "ProviderTimeoutError": 504, "ContextTooLongError": 400, "ContentRefusedError": 400,
-    "CallRefusedError": 400,
-}  # fmt: skip
-
-
-def _status(error: ProviderError) -> int:
-    return 503 if error.status == 503 else _STATUSES.get(type(error).__name__, 502)

@@ -28,6 +28,11 @@ SERVED = frozenset({
 })  # fmt: skip
 
 
+_KINDS = {
+    400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 413: "request_too_large",
+}  # fmt: skip
+
+
 class _TooLongError(Exception):
     """The body passed the limit while it was read."""
 
@@ -56,10 +61,10 @@ class Door:
             return
         path = scope["path"]
         if scope["type"] != "http" or (path not in SERVED and path not in HEALTH):
-            await _refuse(scope, send, 404, "not found")
+            await _refuse(scope, receive, send, 404, "not found")
             return
         if path not in HEALTH and not self._knows(scope["headers"]):
-            await _refuse(scope, send, 401, NO_KEY)
+            await _refuse(scope, receive, send, 401, NO_KEY)
             return
         # a client must not choose the id by which a request's log lines and outcomes are told apart
         scope["headers"] = [item for item in scope["headers"] if item[0] != b"x-litellm-call-id"]
@@ -82,18 +87,24 @@ class Door:
         length = next((value for name, value in scope["headers"] if name == b"content-length"), None)
         if length is not None and length.isdigit() and int(length) > self._limit:
             await self._refuse_length(scope, receive, send)
-        elif length is not None:
-            await self._app(scope, receive, send)  # the server reads no more than it says
-        else:
-            await self._counted(scope, receive, send)
+            return
+        first: Message | None = None
+        if scope["method"] == "POST":
+            first = await receive()
+            begin = first.get("body", b"").lstrip()[:1]
+            # whatever else JSON may be, the proxy breaks on it
+            if begin != b"{" and not (begin == b"" and first.get("more_body")):
+                await _refuse(scope, _after(first, receive), send, 400, "the body is no JSON object")
+                return
+        await self._counted(scope, receive, send, first)
 
-    async def _counted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a body that does not say its length, up to the limit."""
+    async def _counted(self, scope: Scope, receive: Receive, send: Send, first: Message | None) -> None:
+        """Serve a body up to the limit, whatever it says its length is. :param first: what was received already."""
         left, started = self._limit, False
 
         async def counting() -> Message:
-            nonlocal left
-            message = await receive()
+            nonlocal left, first
+            message, first = (await receive() if first is None else first), None
             if message["type"] == "http.request":
                 left -= len(message.get("body", b""))
                 if left < 0:
@@ -113,20 +124,23 @@ class Door:
 
     async def _refuse_length(self, scope: Scope, receive: Receive, send: Send) -> None:
         limit = f"{self._limit / 1024 / 1024:g} MB"
-        await _refuse(scope, send, 413, f"the request's body is longer than {limit}, the most that is read", more=True)
-        # a client that is cut off while it sends may never look at the answer
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_S):
-                while (message := await receive())["type"] == "http.request" and message.get("more_body"):
-                    pass
-        await send({"type": "http.response.body", "body": b""})
+        await _refuse(scope, receive, send, 413, f"the request's body is longer than {limit}, the most that is read")
 
 
-async def _refuse(scope: Scope, send: Send, status: int, message: str, *, more: bool = False) -> None:
+def _after(first: Message, receive: Receive) -> Receive:
+    """What is left to receive, where the first message was received already."""
+
+    async def rest() -> Message:
+        return await receive() if first.get("more_body") else first
+
+    return rest
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, message: str) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
         return
-    kind = {401: "authentication_error", 404: "not_found_error", 413: "request_too_large"}[status]
+    kind = _KINDS[status]
     if scope["path"].startswith("/v1/messages"):
         content: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": message}}
     else:
@@ -134,4 +148,10 @@ async def _refuse(scope: Scope, send: Send, status: int, message: str, *, more: 
     body = json.dumps(content).encode()
     headers = {b"content-type": b"application/json", b"content-length": b"%d" % len(body), b"connection": b"close"}
     await send({"type": "http.response.start", "status": status, "headers": list(headers.items())})
-    await send({"type": "http.response.body", "body": body, "more_body": more})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    # a client that is cut off while it sends may never look at the answer
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S):
+            while (more := await receive())["type"] == "http.request" and more.get("more_body"):
+                pass
+    await send({"type": "http.response.body", "body": b""})

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import logging
+import math
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
-from types import ModuleType
-from typing import Any
+import traceback
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from pathlib import PurePath
+from typing import Any, TypeVar
 
 from router_ml import gateway_wire as wire
+from router_ml.completion import translate
 from router_ml.errors import BudgetExceededError, GatewayError, NoEligibleModelError, OutcomeLogError, RequestError
-from router_ml.gateway import Exchange, Gateway, UnknownModelError, current, failure_of
+from router_ml.gateway import Exchange, Gateway, UnknownModelError, current
 
 MASTER_KEY = "LITELLM_MASTER_KEY"
 
@@ -31,7 +35,7 @@ _UNUSED = frozenset({
 log = logging.getLogger("router_ml.gateway")
 
 
-def install(gateway: Gateway, proxy: ModuleType) -> None:
+def install(gateway: Gateway, proxy: Any) -> None:
     """Put the gateway into the proxy, before it starts.
 
     :param proxy: ``litellm.proxy.proxy_server``.
@@ -42,15 +46,24 @@ def install(gateway: Gateway, proxy: ModuleType) -> None:
     litellm.callbacks.append(_hook(gateway))
     if gateway.alone:
         _leave_out(proxy)
-    _name_streams(proxy)
-    _add_routes(gateway, proxy)
+    try:
+        _name_streams(proxy)
+        _answer_in_format(proxy)
+        _add_routes(gateway, proxy)
+    except (AttributeError, ImportError) as exc:
+        raise GatewayError(f"this litellm does not fit: {exc}; run: pip install 'router-ml[gateway]'") from exc
 
 
-def _leave_out(proxy: ModuleType) -> None:
+def _leave_out(proxy: Any) -> None:
     """Leave out what serves keys, teams, browsers and licences: about a tenth of a request's time."""
+    from litellm.proxy.db.exception_handler import PrismaDBExceptionHandler
     from litellm.proxy.hooks import PROXY_HOOKS
 
     PROXY_HOOKS.clear()
+    # it asks of every refused request whether its database refused it, and breaks where the client of that is not
+    # installed (litellm issue 35457)
+    for name in ("is_database_infrastructure_error", "is_database_service_unavailable_error"):
+        setattr(PrismaDBExceptionHandler, name, staticmethod(lambda _: False))
     kept = [one for one in proxy.app.user_middleware if getattr(one.cls, "__name__", "") not in _UNUSED]
     proxy.app.user_middleware[:] = kept
 
@@ -80,24 +93,27 @@ def _hook(gateway: Gateway) -> Any:
 
     # Only these: a hook that looks at every piece of a stream would have the proxy do so for every stream.
     class Hook(CustomLogger):  # type: ignore[misc]
+        @_reported
         async def async_pre_call_hook(self, user_api_key_dict: Any, cache: Any, data: Any, call_type: str) -> None:
             holder = current.get(None)
             if holder is None or call_type not in wire.CALLS:
-                raise _refusal(RequestError(f"the gateway does not serve {call_type}"))
+                raise refusal(RequestError(f"the gateway does not serve {call_type}"))
             headers = (data.get("proxy_server_request") or {}).get("headers") or {}
             try:
                 holder.exchange = await run(gateway.begin, call_type, data, headers.get(wire.SESSION_HEADER))
-                if gateway.alone and not data.get("stream"):
-                    # else the proxy would prepare its own record of the answer, which nobody reads
-                    data["litellm_logging_obj"].claim_async_success_log()
             except (RequestError, NoEligibleModelError, BudgetExceededError) as exc:
-                raise _refusal(exc) from exc
+                raise refusal(exc) from exc
+            if gateway.alone and not data.get("stream"):
+                # else the proxy would prepare its own record of the answer, which nobody reads
+                data["litellm_logging_obj"].claim_async_success_log()
 
+        @_reported
         async def async_pre_call_deployment_hook(self, kwargs: Any, call_type: Any) -> None:
             exchange = _exchange()
             if exchange is not None and _is_outermost(exchange, call_type):
                 gateway.started(exchange, kwargs["model_info"]["id"])
 
+        @_reported
         async def async_post_call_failure_deployment_hook(
             self, request_data: Any, exception: Exception, call_type: Any, fallback_depth: int | None = None
         ) -> None:
@@ -105,19 +121,21 @@ def _hook(gateway: Gateway) -> Any:
             if exchange is not None and _is_outermost(exchange, call_type):
                 await asyncio.sleep(await run(gateway.failed, exchange, exception))
 
+        @_reported
         async def async_post_call_success_hook(self, data: Any, user_api_key_dict: Any, response: Any) -> Any:
             exchange = _exchange()
             if exchange is None:
                 return None
-            gateway.answered(exchange, response, _hidden(response))
-            return await gateway.checked(exchange, response, lambda model: _call_again(exchange, data, model))
+            again = functools.partial(_call_again, exchange, data)
+            return await gateway.answered(exchange, response, _hidden(response), again)
 
+        @_reported
         async def async_log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
             exchange = _exchange()
-            if exchange is not None and not exchange.closed and kwargs.get("stream"):
-                gateway.answered(exchange, response_obj, _hidden(response_obj))
-                gateway.close(exchange)
+            if exchange is not None and exchange.running and kwargs.get("stream"):
+                await gateway.answered(exchange, response_obj, _hidden(response_obj), None)
 
+        @_reported
         async def async_post_call_response_headers_hook(
             self, data: Any, user_api_key_dict: Any, response: Any, request_headers: Any = None,
             litellm_call_info: Any = None,
@@ -128,23 +146,50 @@ def _hook(gateway: Gateway) -> Any:
             _name_model(response, exchange.calling)
             return response_headers(exchange)
 
+        @_reported
         async def async_post_call_failure_hook(
             self, request_data: Any, original_exception: Any, user_api_key_dict: Any, traceback_str: str | None = None
         ) -> None:
             exchange = _exchange()
             if exchange is not None and not exchange.closed:
+                if exchange.running:  # a stream that broke off
+                    gateway.broke(exchange, translate(original_exception, gateway.live.specs[exchange.calling]))
                 _explain(exchange, original_exception)
                 gateway.close(exchange)
 
     return Hook()
 
 
+Step = TypeVar("Step", bound=Callable[..., Coroutine[Any, Any, Any]])
+
+
+def _reported(hook: Step) -> Step:
+    """Say in the log that a hook broke, which the proxy would keep to itself; never what the error says."""
+
+    @functools.wraps(hook)
+    async def reporting(*arguments: Any, **named: Any) -> Any:
+        try:
+            return await hook(*arguments, **named)
+        except Exception as exc:
+            if type(exc).__name__ != "ProxyException":  # which is an answer to the client
+                log.error("%s broke: %s", hook.__name__, _where(exc))
+            raise
+
+    return reporting  # type: ignore[return-value]
+
+
+def _where(exc: BaseException) -> str:
+    """What was raised and where, without its message."""
+    frames = traceback.extract_tb(exc.__traceback__)
+    return type(exc).__name__ + (f" at {PurePath(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "")
+
+
 def _is_outermost(exchange: Exchange, call_type: Any) -> bool:
     """Whether a call is the attempt itself, not one inside it: messages to another provider become completions."""
-    return getattr(call_type, "value", call_type) == exchange.call
+    return bool(getattr(call_type, "value", call_type) == exchange.call)
 
 
-def _refusal(exc: Exception) -> Exception:
+def refusal(exc: Exception) -> Exception:
     """The error as the proxy reports it to the client."""
     from litellm.proxy._types import ProxyException
 
@@ -161,10 +206,15 @@ def _refusal(exc: Exception) -> Exception:
 
 def _explain(exchange: Exchange, exc: Any) -> None:
     """Change the exception that the proxy tells the client of; both of its formats read these attributes."""
-    status, message, _ = failure_of(exchange)
+    told = wire.failure_of(exchange.attempts)
+    if told is None:
+        return
+    status, message, wait = told
     log.warning("decision %s: %s", exchange.decision.decision_id, message.partition(". ")[0])
     with contextlib.suppress(AttributeError):
         exc.status_code, exc.message = status, message
+        if wait is not None:
+            exc.headers = {**(getattr(exc, "headers", None) or {}), "retry-after": str(math.ceil(wait))}
 
 
 def response_headers(exchange: Exchange) -> dict[str, str]:
@@ -189,27 +239,25 @@ def _hidden(response: Any) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-async def _call_again(exchange: Exchange, data: Mapping[str, Any], model: str) -> Any:
+async def _call_again(exchange: Exchange, data: Mapping[str, Any], model: str) -> tuple[Any, Mapping[str, Any]]:
     """Send the client's request to another model, through the proxy's own router."""
     from litellm.proxy import proxy_server
 
     own = ("model", "stream", "metadata", "fallbacks")
     kept = {name: data[name] for name in data["proxy_server_request"]["body"] if name in data and name not in own}
     call = getattr(proxy_server.llm_router, exchange.call)
-    return await call(model=model, fallbacks=[{"*": exchange.following}], **kept)
+    response = await call(model=model, fallbacks=[{"*": exchange.following}], **kept)
+    return response, _hidden(response)
 
 
-def _name_streams(proxy: ModuleType) -> None:
+def _name_streams(proxy: Any) -> None:
     """Have streams name the model that was routed to, where the proxy would name what the client asked for.
 
     It asks for the name once, when a stream begins, in these two functions.
     """
     from litellm.proxy.common_request_processing import ProxyBaseLLMRequestProcessing as Processing
 
-    try:
-        openai_stream, anthropic_stream = proxy.select_data_generator, Processing.async_sse_data_generator
-    except AttributeError as exc:
-        raise GatewayError(f"this litellm has no {exc.name}; run: pip install 'router-ml[gateway]'") from exc
+    openai_stream, anthropic_stream = proxy.select_data_generator, Processing.async_sse_data_generator
 
     def named_openai(response: Any, user_api_key_dict: Any, request_data: Any, *rest: Any, **named: Any) -> Any:
         exchange = _exchange()
@@ -232,7 +280,7 @@ async def _named_events(events: Any, name: str) -> AsyncIterator[Any]:
     """Events of OpenAI's responses, of which some hold the response so far."""
     try:
         async for event in events:
-            inner = getattr(event, "response", None)
+            inner: Any = getattr(event, "response", None)
             if getattr(inner, "model", None) is not None:  # a copy: the proxy prices the event that it keeps
                 event = event.model_copy(update={"response": inner.model_copy(update={"model": name})})
             yield event
@@ -241,7 +289,22 @@ async def _named_events(events: Any, name: str) -> AsyncIterator[Any]:
             await events.aclose()
 
 
-def _add_routes(gateway: Gateway, proxy: ModuleType) -> None:
+def _answer_in_format(proxy: Any) -> None:
+    """Have clients of Anthropic's format get their errors in it, also those of which its endpoint never hears."""
+    from litellm.proxy._types import ProxyException
+    from litellm.proxy.anthropic_endpoints.endpoints import _anthropic_error_json_response as anthropic_error
+
+    openai_error = proxy.openai_exception_handler
+
+    async def answer(request: Any, exc: Any) -> Any:
+        if request.url.path.startswith("/v1/messages"):
+            return anthropic_error(exc, request)
+        return await openai_error(request, exc)
+
+    proxy.app.add_exception_handler(ProxyException, answer)
+
+
+def _add_routes(gateway: Gateway, proxy: Any) -> None:
     """``/v1/route``, ``/v1/feedback`` and ``/metrics``, each behind the proxy's own check of the key."""
     from fastapi import Depends, Request
     from fastapi.responses import JSONResponse, Response
@@ -254,23 +317,21 @@ def _add_routes(gateway: Gateway, proxy: ModuleType) -> None:
         try:
             return JSONResponse(gateway.route(call, body, request.headers.get(wire.SESSION_HEADER)))
         except (RequestError, NoEligibleModelError, BudgetExceededError) as exc:
-            raise _refusal(exc) from exc
+            raise refusal(exc) from exc
 
     async def feedback(request: Request) -> Response:
         try:
             gateway.feedback(await read_body(request))
         except (RequestError, OutcomeLogError) as exc:
-            raise _refusal(exc) from exc
+            raise refusal(exc) from exc
         return JSONResponse({"status": "accepted"}, status_code=202)
 
     async def metrics() -> Response:
         return Response(gateway.live.telemetry.exposition(), media_type="text/plain; version=0.0.4")
 
     # annotations are text in this module, and the names they need are known in this function alone
-    for endpoint in (route, feedback):
-        endpoint.__annotations__["request"] = Request
-    guard = [Depends(user_api_key_auth)]
-    for path, method, endpoint in (
-        ("/v1/route", "POST", route), ("/v1/feedback", "POST", feedback), ("/metrics", "GET", metrics),
-    ):  # fmt: skip
-        proxy.app.add_api_route(path, endpoint, methods=[method], dependencies=guard, response_model=None)
+    route.__annotations__["request"] = feedback.__annotations__["request"] = Request
+    named = {"dependencies": [Depends(user_api_key_auth)], "response_model": None}
+    proxy.app.add_api_route("/v1/route", route, methods=["POST"], **named)
+    proxy.app.add_api_route("/v1/feedback", feedback, methods=["POST"], **named)
+    proxy.app.add_api_route("/metrics", metrics, methods=["GET"], **named)

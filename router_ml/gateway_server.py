@@ -23,6 +23,7 @@ from typing import Any
 
 import click
 
+from router_ml.completion import TIMEOUT_S
 from router_ml.errors import GatewayError, MissingExtraError
 from router_ml.gateway import ALIASES, Gateway
 from router_ml.gateway_door import MAX_BODY_BYTES, Door
@@ -46,7 +47,7 @@ QUIET = {
     "NO_DOCS": "True", "NO_REDOC": "True", "NO_OPENAPI": "True",
 }  # fmt: skip
 
-log = logging.getLogger("router_ml.gateway")
+_TAKEN = {"tools": ("tools", "tool_choice"), "json_schema": ("response_format",)}  # ability -> parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def proxy_config(pool: ModelPool, *, alone: bool = True) -> dict[str, Any]:
     return {
         "model_list": models,
         "litellm_settings": {
-            "drop_params": True, "request_timeout": 30, "suppress_debug_info": True,
+            "drop_params": True, "request_timeout": TIMEOUT_S, "suppress_debug_info": True, **_cache(pool),
             # what every OpenAI-compatible server has; the other way, OpenAI's responses, many have not
             "use_chat_completions_url_for_anthropic_messages": True,
         },
@@ -110,10 +111,24 @@ def proxy_config(pool: ModelPool, *, alone: bool = True) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _cache(pool: ModelPool) -> dict[str, Any]:
+    """The response cache, which is litellm's."""
+    if pool.cache.type == "off":
+        return {}
+    arguments = dict(pool.cache.arguments() or {})
+    if "url" in arguments:
+        arguments["url"] = f"os.environ/{pool.cache.url_env}"  # it may hold a password
+    return {"cache": True, "cache_params": arguments}
+
+
 def _deployment(spec: ModelSpec, name: str) -> dict[str, Any]:
     params: dict[str, Any] = {"model": spec.call_name, **spec.params}
     if spec.api_base is not None:
         params["api_base"] = spec.api_base
+    # the pool knows better than litellm's table what a server takes
+    known = [names for ability, names in _TAKEN.items() if ability in spec.abilities]
+    if known:
+        params["allowed_openai_params"] = [name for names in known for name in names]
     if spec.api_key_env is not None:
         params["api_key"] = f"os.environ/{spec.api_key_env}"
     # by this id the proxy says which deployment answered
@@ -158,15 +173,31 @@ def app() -> Door:
         from litellm.proxy import proxy_server
     except ImportError as exc:
         raise MissingExtraError("litellm's proxy", "gateway") from exc
-    for name in ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router"):
-        # what they say of an error may quote a prompt or a key; what happened to a request is said by ``gateway``
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    _hush()
     live = live_router(settings)
     budgets = live.router.pool.budgets
     capped = budgets.per_day_usd is not None or bool(budgets.per_tag_day_usd)
     gateway = Gateway(live, waits=capped and settings.redis is not None, alone=not os.environ.get("DATABASE_URL"))
     install(gateway, proxy_server)
     return Door(gateway, proxy_server.app, os.environ[MASTER_KEY] if gateway.alone else None, settings.max_body_bytes)
+
+
+def _hush() -> None:
+    """Keep prompts and keys out of the log: what others say of an error may quote them.
+
+    What happened to a request is said by ``gateway``.
+    """
+    for name in ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+    def without_message(record: logging.LogRecord) -> bool:
+        if record.exc_info:
+            kind = record.exc_info[0]
+            record.msg, record.args = "%s: %s", (record.getMessage().strip(), kind.__name__ if kind else "an error")
+            record.exc_info = record.exc_text = None
+        return True
+
+    logging.getLogger("uvicorn.error").addFilter(without_message)
 
 
 def live_router(settings: Settings) -> LiveRouter:
@@ -188,15 +219,18 @@ def live_router(settings: Settings) -> LiveRouter:
 @click.option("--config", "pool", required=True, type=click.Path(exists=True, dir_okay=False), help="pool.yaml.")
 @click.option("--router", help="Folder of the router; without it the bundled one.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=4000, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--log", "log_url", metavar="URL", help="Outcome log, such as sqlite:///outcomes.db.")
+@click.option("--port", default=4000, show_default=True, type=click.IntRange(1, 65535))
+@click.option(
+    "--log", metavar="URL", envvar="ROUTER_ML_LOG", show_envvar=True, help="Outcome log, as sqlite:///outcomes.db."
+)
 @click.option("--key-file", type=click.Path(path_type=Path), help="Where the master key is or will be.")
-@click.option("--redis", metavar="URL", help="Where workers and machines share breakers and budgets.")
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1))
+@click.option("--redis", metavar="URL", envvar="ROUTER_ML_REDIS", show_envvar=True, help="Shares breakers and budgets.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
+@click.option("--metrics", is_flag=True, help="Serve /metrics for Prometheus, of the process that is asked.")
 @click.option("--max-body-mb", default=20.0, show_default=True, type=click.FloatRange(0, min_open=True))
 def serve(
-    pool: str, router: str | None, host: str, port: int, log_url: str | None, key_file: Path | None, redis: str | None,
-    workers: int, max_body_mb: float,
+    pool: str, router: str | None, host: str, port: int, log: str | None, key_file: Path | None, redis: str | None,
+    workers: int, metrics: bool, max_body_mb: float,
 ) -> None:  # fmt: skip
     """Start an OpenAI- and Anthropic-compatible server that routes every request for the model "auto".
 
@@ -214,8 +248,12 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="router_ml-") as folder:
         path = Path(folder) / "proxy.yaml"
         path.write_text(json.dumps(configuration), encoding="utf-8")  # JSON is YAML
-        settings = Settings(pool, router, log_url, redis, str(path), int(max_body_mb * 1024 * 1024))
+        settings = Settings(pool, router, log, redis, str(path), int(max_body_mb * 1024 * 1024), metrics)
         settings.to_environment()
+        if workers > 1:  # a worker that cannot start is started again for ever
+            log_of = live_router(settings).log
+            if log_of is not None:
+                log_of.close()
         click.echo(f"listening on http://{host}:{port}")
         # uvicorn raises the signal that ended it once more; the folder is to be removed first
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

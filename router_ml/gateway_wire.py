@@ -7,11 +7,12 @@ A format has the proxy's name of its call: ``acompletion`` is OpenAI's chat comp
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from router_ml.attempt import Usage
-from router_ml.errors import RequestError
+from router_ml.attempt import Attempt, Usage
+from router_ml.errors import ProviderError, RequestError
 from router_ml.request import RouteRequest
 
 Body = Mapping[str, Any]
@@ -137,6 +138,36 @@ def _texts(parts: Any) -> Iterator[str]:
         text = _get(part, "text")
         if isinstance(text, str):
             yield text
+
+
+def failure_of(attempts: Sequence[Attempt]) -> tuple[int, str, float | None] | None:
+    """How to tell the client that no attempt was answered: HTTP status, message, seconds to wait. None: that is not it.
+
+    The provider's own words are told only where the client's request is at fault, whose prompt they may quote.
+    """
+    errors = [attempt.error for attempt in attempts if attempt.error is not None]
+    if not errors or len(errors) < len(attempts):
+        return None
+    statuses = {_status(error) for error in errors}
+    status = statuses.pop() if len(statuses) == 1 else 503
+    counted = Counter((error.model, type(error).__name__) for error in errors)
+    tried = "; ".join(f"{model}: {n} x {kind}" for (model, kind), n in counted.items())
+    message = f"all {len(errors)} attempt(s) failed ({tried})"
+    if status == 400 and errors[-1].detail:
+        message += f". {errors[-1].model} says: {errors[-1].detail}"
+    waits = [error.retry_after_s for error in errors if error.retry_after_s is not None]
+    return status, message, min(waits, default=None)
+
+
+# A provider's 401 is not the client's: the client's own key is good.
+_STATUSES: Mapping[str, int] = {
+    "RateLimitedError": 429, "ProviderTimeoutError": 504, "ContextTooLongError": 400, "ContentRefusedError": 400,
+    "CallRefusedError": 400,
+}  # fmt: skip
+
+
+def _status(error: ProviderError) -> int:
+    return 503 if error.status == 503 else _STATUSES.get(type(error).__name__, 502)
 
 
 def header(value: object) -> str:

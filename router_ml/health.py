@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 
 from router_ml.breaker import BUCKETS, BreakerState
 from router_ml.errors import PoolError, ProviderError, RateLimitedError
-from router_ml.model_record import ModelHealth, ModelRecord
+from router_ml.forks import survive_forks
+from router_ml.model_record import PROBE_S, ModelHealth, ModelRecord, bounded
 from router_ml.pool import ModelPool
 from router_ml.rate_limits import UNTIL_TOLD_S, Headroom, read_headroom, retry_after_s
-from router_ml.shared_state import SharedState, Stream, survive_forks
+from router_ml.shared_state import SharedState, Stream
 
 __all__ = ["BreakerState", "Exclusions", "Health", "ModelHealth", "retry_after_s"]
 
 logger = logging.getLogger(__name__)
 
-PROBE_S = 30.0  # after which the claim of a probe expires: the time-out of a call, whose caller may have died
 ASK_AGAIN_S = 1.0  # while another process probes
 SPREAD_S = 1.0  # a failed probe's claim is kept so long: the others learn of the failure before they may probe too
 
@@ -264,7 +264,7 @@ class Health:
             return
         model.note(limits)
         if told and self._state is not None:
-            self._news.limits.setdefault(model.name, {}).update(limits)
+            self._news.limits[model.name] = bounded(self._news.limits.get(model.name, {}), limits)
         left = model.headroom(now)
         if left is not None and left < self._headroom_min:
             self._suspects.add(model.name)
@@ -275,7 +275,7 @@ class Health:
 
     def _learn(self, model: ModelRecord, now: float, start: float, admitted: int, calls: int, errors: int) -> None:
         breaker, window = model.breaker, model.breaker.window
-        if now - start > self._rule.window_s or start + window.width <= breaker.turned_at:
+        if now - start >= self._rule.window_s or start + window.width <= breaker.turned_at:
             return  # too old, or from before the window was forgotten
         window.expire(now)
         window.add(min(start + window.width / 2, now), admitted, calls, errors)

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from router_ml.answer import Answer, BaseVerifier, brief, read_json
+from router_ml.answer import Answer, BaseVerifier, read_json
 from router_ml.attempt import Verdict
 from router_ml.configuration import is_number
-from router_ml.errors import VerifierError
+from router_ml.errors import VerifierError, brief
 from router_ml.request import VerifierSpec
 
 MAX_CHARACTERS = 60_000  # of request and of answer that a judge reads, each; about 15,000 tokens

@@ -20,9 +20,10 @@ from decimal import Decimal
 from typing import Any, NamedTuple
 
 from router_ml.errors import BudgetExceededError, RequestError
+from router_ml.forks import survive_forks
 from router_ml.policy import Cap
 from router_ml.pool import Budgets
-from router_ml.shared_state import KEPT_S, SharedState, survive_forks
+from router_ml.shared_state import KEPT_S, SharedState
 
 DAY_S = 86_400
 HOLD_S = 600.0  # a reservation that nobody settles, because its process died, is void after ten minutes

@@ -13,6 +13,7 @@ from router_ml.rate_limits import Headroom
 LATENCIES = 200  # recent answers that the percentiles are of
 FEWEST_LATENCIES = 20
 FRESH = 8  # answers after which percentiles are made anew
+PROBE_S = 30.0  # after which the claim of a probe expires: the time-out of a call, whose caller may have died
 MOST_LIMITS = 16  # a server that invents a name for each response must not fill the memory
 
 
@@ -32,6 +33,12 @@ class ModelHealth(NamedTuple):
     share: float
 
 
+def bounded(known: Mapping[str, Headroom], told: Mapping[str, Headroom]) -> dict[str, Headroom]:
+    """What is known of limits, once these are told; at most ``MOST_LIMITS`` of them."""
+    both = {**known, **told}
+    return both if len(both) <= MOST_LIMITS else dict(list(told.items())[:MOST_LIMITS])
+
+
 class ModelRecord:
     """What is known of one model."""
 
@@ -49,7 +56,9 @@ class ModelRecord:
         self._fresh = 0
 
     def may_probe(self, now: float) -> bool:
-        return now >= self.probe_until and self.breaker.state(now) is BreakerState.HALF_OPEN
+        # a claim for longer than there are claims means that the clock was set back
+        claimed = 0.0 < self.probe_until - now <= PROBE_S
+        return not claimed and self.breaker.state(now) is BreakerState.HALF_OPEN
 
     def turn(self, at: float, opened_at: float | None, why: str) -> None:
         self.breaker.turn(at, opened_at, why)
@@ -59,9 +68,7 @@ class ModelRecord:
         return [self.breaker.turned_at, self.breaker.opened_at, self.breaker.why]
 
     def note(self, limits: Mapping[str, Headroom]) -> None:
-        self.limits.update(limits)
-        if len(self.limits) > MOST_LIMITS:
-            self.limits = dict(list(limits.items())[:MOST_LIMITS])
+        self.limits = bounded(self.limits, limits)
 
     def headroom(self, now: float) -> float | None:
         """Least share of a limit that is left, None if unknown."""

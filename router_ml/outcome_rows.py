@@ -167,8 +167,12 @@ def feature_set() -> str:
 
 
 def packed(values: Floats | None) -> bytes | None:
-    """(n,) numbers as little-endian float32."""
-    return None if values is None else np.asarray(values, dtype="<f4").tobytes()
+    """(n,) numbers as little-endian float32; None if one is not finite, for no model can be trained on that."""
+    if values is None:
+        return None
+    with np.errstate(over="ignore"):
+        small = np.asarray(values, dtype="<f4")
+    return small.tobytes() if np.isfinite(small).all() else None
 
 
 def owned(messages: str | Sequence[Mapping[str, Any]]) -> str | list[dict[str, Any]]:
@@ -226,12 +230,17 @@ def representation_columns(features: bytes | None, embedding: bytes | None) -> d
 
 
 def prompt_columns(prompt: str | Sequence[Mapping[str, Any]], prompts: Prompts) -> dict[str, Any]:
-    """What is kept of the request's text."""
+    """What is kept of the request's text: nothing of messages that are nested too deeply, or hold too large a number,
+    to be written as JSON. The decision is worth more than they are."""
     kept: dict[str, Any] = {"prompt_hash": None, "prompt": None, "messages": None}
     if prompts == "none":
         return kept
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    kept["prompt_hash"] = HASH_VERSION + hashlib.sha256(as_json(messages, sort_keys=True).encode()).hexdigest()
+    try:
+        canonical = as_json(messages, sort_keys=True)
+    except (RecursionError, ValueError):
+        return kept
+    kept["prompt_hash"] = HASH_VERSION + hashlib.sha256(canonical.encode()).hexdigest()
     if prompts == "text":
         kept["prompt" if isinstance(prompt, str) else "messages"] = (
             storable(prompt) if isinstance(prompt, str) else as_json(prompt)

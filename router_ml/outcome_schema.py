@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from router_ml.errors import MissingExtraError, OutcomeLogError
+from router_ml.forks import between_forks
 
 if TYPE_CHECKING:
     from sqlalchemy import URL, Connection, Engine, Table
@@ -135,9 +136,10 @@ def open_database(url: str, *, create: bool = True) -> Engine:
         raise OutcomeLogError(f"{shown(parsed)} is not there; expected the log of a router")
     engine = _engine(parsed)
     try:
-        if engine.dialect.name == "sqlite":
-            _write_ahead(engine)
-        migrate(engine)
+        with between_forks(engine):
+            if engine.dialect.name == "sqlite":
+                _write_ahead(engine)
+            migrate(engine)
     except OutcomeLogError as exc:
         engine.dispose()
         raise OutcomeLogError(f"{shown(parsed)}: {exc}") from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import os
 import random
 import threading
 import time
@@ -19,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from router_ml.errors import OutcomeLogError
+from router_ml.forks import between_forks, survive_forks
 from router_ml.outcome_rows import Rows
 from router_ml.outcome_schema import cause, shown, tables, writing
 
@@ -83,6 +83,7 @@ class Writer:
         self.refused = 0  # entries that could not be written
         self._reset()
         _OPEN.add(self)
+        survive_forks(self)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -196,7 +197,7 @@ class Writer:
         tries = 0
         while True:
             try:
-                with writing(self._engine) as connection:
+                with between_forks(self._engine), writing(self._engine) as connection:
                     insert(connection, [rows for _, rows in made])
             except Exception as exc:
                 if is_outage(exc):
@@ -282,11 +283,6 @@ def kind_of(exc: Exception) -> str:
 _OPEN: weakref.WeakSet[Writer] = weakref.WeakSet()
 
 
-def _after_fork() -> None:
-    for writer in list(_OPEN):
-        writer.after_fork()
-
-
 def _at_exit() -> None:
     for writer in list(_OPEN):
         try:
@@ -295,6 +291,4 @@ def _at_exit() -> None:
             logger.error("%s", exc)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from router_ml.errors import OutcomeLogError, RequestError
+from router_ml.forks import between_forks
 from router_ml.outcome_rows import (
     IMPORT,
     Entry,
@@ -210,7 +211,7 @@ class OutcomeLog:
         import sqlalchemy as sa
 
         try:
-            with self._engine.connect() as connection:
+            with between_forks(self._engine), self._engine.connect() as connection:
                 return read(connection)
         except sa.exc.SQLAlchemyError as exc:
             raise OutcomeLogError(f"{self.name} cannot be read: {cause(exc, self._engine.url)}") from None
@@ -269,3 +270,5 @@ def _check_feedback(decision_id: Any, score: Any, verdict: Any, text: Any, sourc
     for name, value, most in (("text", text, MAX_TEXT), ("source", source, MAX_ID), ("model", model, MAX_ID)):
         if value is not None and not (isinstance(value, str) and len(value) <= most):
             raise RequestError(f"{name} must be a text of at most {most} characters")
+    if model is not None and not model.strip():  # an export could not name it
+        raise RequestError("model is blank; expected a model's name, or nothing for the answer that was given")

@@ -33,14 +33,13 @@ from router_ml.configuration import (
     SHARE,
     Checked,
     Kind,
-    brief,
     build,
     changed,
     known_keys,
     of,
     parse_yaml,
 )
-from router_ml.errors import PoolError
+from router_ml.errors import PoolError, brief
 
 _SECRETS = frozenset({"api_key", "aws_secret_access_key", "azure_ad_token", "vertex_credentials"})
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from router_ml.answer import Answer, BaseVerifier, Verifier, brief
+from router_ml.answer import Answer, BaseVerifier, Verifier
 from router_ml.attempt import Verdict
 from router_ml.configuration import is_number
-from router_ml.errors import VerifierError
+from router_ml.errors import VerifierError, brief
 from router_ml.request import RouteRequest, VerifierSpec
 
 PASSED_ON = ("PATH", "HOME", "LANG")  # all of the environment that a program gets: keys of providers stay here

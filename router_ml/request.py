@@ -7,13 +7,12 @@ and cost need, so that no other module parses messages. ``RouteDecision`` is the
 from __future__ import annotations
 
 import enum
-import reprlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from router_ml.errors import RequestError
+from router_ml.errors import RequestError, brief
 
 if TYPE_CHECKING:
     from router_ml.verifiers import Verifier
@@ -56,9 +55,9 @@ class VerifierSpec:
 
     def __post_init__(self) -> None:
         if not _is_number(self.true_accept) or not 0.0 < self.true_accept <= 1.0:
-            raise RequestError(f"true_accept is {_brief(self.true_accept)}; it must lie in (0, 1]")
+            raise RequestError(f"true_accept is {brief(self.true_accept)}; it must lie in (0, 1]")
         if not _is_number(self.false_accept) or not 0.0 <= self.false_accept < 1.0:
-            raise RequestError(f"false_accept is {_brief(self.false_accept)}; it must lie in [0, 1)")
+            raise RequestError(f"false_accept is {brief(self.false_accept)}; it must lie in [0, 1)")
         for name in ("cost_usd", "latency_s"):
             _positive(name, getattr(self, name), zero=True)
 
@@ -134,7 +133,7 @@ class RouteRequest:
             fields["messages"] = fields.pop("prompt")
         unknown = sorted(map(str, set(fields) - set(cls.__dataclass_fields__)))
         if unknown:
-            raise RequestError(f"unknown request field(s) {_brief(unknown)}; known: {sorted(cls.__dataclass_fields__)}")
+            raise RequestError(f"unknown request field(s) {brief(unknown)}; known: {sorted(cls.__dataclass_fields__)}")
         if "messages" not in fields:
             raise RequestError("a request needs `messages` (or `prompt`)")
         if isinstance(fields.get("verifier"), Mapping):
@@ -280,7 +279,7 @@ def _walk(messages: Sequence[Mapping[str, Any]], request: RouteRequest) -> Trace
             if tool_calls is None:
                 tool_calls = ()
             if not _is_object_list(tool_calls):
-                raise RequestError(f"message {index}: tool_calls must be a list of objects; got {_brief(tool_calls)}")
+                raise RequestError(f"message {index}: tool_calls must be a list of objects; got {brief(tool_calls)}")
             calls += len(tool_calls)
             tokens += _object_tokens(tool_calls, f"message {index}: tool_calls")
         elif role in ("tool", "function"):
@@ -318,12 +317,12 @@ def _read_content(content: Any, index: int) -> tuple[str, list[str], int, list[s
     calls = 0
     for part in content:
         if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
-            raise RequestError(f"message {index}: a content part must be an object with a `type`; got {_brief(part)}")
+            raise RequestError(f"message {index}: a content part must be an object with a `type`; got {brief(part)}")
         kind = part["type"]
         if kind in _TEXTS:
             text = part.get("text")
             if not isinstance(text, str):
-                raise RequestError(f"message {index}: a text part needs a string `text`; got {_brief(text)}")
+                raise RequestError(f"message {index}: a text part needs a string `text`; got {brief(text)}")
             texts.append(text)
         elif kind in _ATTACHMENTS:
             kinds.append(_ATTACHMENTS[kind])
@@ -335,7 +334,7 @@ def _read_content(content: Any, index: int) -> tuple[str, list[str], int, list[s
             kinds += inner_kinds
         elif kind not in ("thinking", "redacted_thinking", "refusal", "reasoning"):
             raise RequestError(
-                f"message {index}: unknown content part type {_brief(kind)}; "
+                f"message {index}: unknown content part type {brief(kind)}; "
                 f"known: {sorted(_TEXTS | set(_ATTACHMENTS) | {'tool_use', 'tool_result', 'thinking'})}"
             )
     return "\n".join(texts), kinds, calls, results
@@ -403,7 +402,7 @@ def _check_messages(messages: Any) -> None:
             raise RequestError(f"message {index} is {type(message).__name__}; expected an object with role and content")
         role = message.get("role")
         if not isinstance(role, str) or role not in ROLES:
-            raise RequestError(f"message {index}: unknown role {_brief(role)}; known: {sorted(ROLES)}")
+            raise RequestError(f"message {index}: unknown role {brief(role)}; known: {sorted(ROLES)}")
 
 
 _NO_NAMES: tuple[str, ...] = ()  # the interpreter has one empty tuple, so the defaults are known without a check
@@ -426,32 +425,32 @@ def _check_limits(request: RouteRequest) -> None:
     if quality is not None and not (isinstance(quality, str) and quality == "escalation"):
         _positive("min_quality", quality)
         if quality > 1.0:
-            raise RequestError(f"min_quality is {_brief(quality)}; it must lie in (0, 1] or be 'escalation'")
+            raise RequestError(f"min_quality is {brief(quality)}; it must lie in (0, 1] or be 'escalation'")
     for name in ("task", "pin", "session_id", "current_model", "segment"):
         value = getattr(request, name)
         if value is not None and not isinstance(value, str):
-            raise RequestError(f"{name} is {_brief(value)}; expected a string")
+            raise RequestError(f"{name} is {brief(value)}; expected a string")
     # "false" and 0 are no answers: one would count as true, the other hides a mistake
     if not isinstance(request.local_only, bool):
-        raise RequestError(f"local_only is {_brief(request.local_only)}; expected True or False")
+        raise RequestError(f"local_only is {brief(request.local_only)}; expected True or False")
     if request.supervised is not None and not isinstance(request.supervised, bool):
-        raise RequestError(f"supervised is {_brief(request.supervised)}; expected True, False or None")
+        raise RequestError(f"supervised is {brief(request.supervised)}; expected True, False or None")
     for name in ("allow", "deny", "require", "tags"):
         names = getattr(request, name)
         if names is _NO_NAMES:
             continue
         if not isinstance(names, (list, tuple, set, frozenset)) or not all(isinstance(one, str) for one in names):
-            raise RequestError(f"{name} is {_brief(names)}; expected a list of names")
+            raise RequestError(f"{name} is {brief(names)}; expected a list of names")
     if request.require:
         unknown = sorted(map(str, set(request.require) - ABILITIES))
         if unknown:
             raise RequestError(f"require names unknown abilities {unknown}; known: {sorted(ABILITIES)}")
     if not _is_object_list(request.tools):
-        raise RequestError(f"tools must be a list of tool schemas (objects); got {_brief(request.tools)}")
+        raise RequestError(f"tools must be a list of tool schemas (objects); got {brief(request.tools)}")
     verifier = request.verifier
     is_verifier = hasattr(verifier, "verify") and isinstance(getattr(verifier, "spec", None), VerifierSpec)
     if verifier is not None and not isinstance(verifier, VerifierSpec) and not is_verifier:
-        raise RequestError(f"verifier is {_brief(verifier)}; expected a VerifierSpec, or one of router_ml.verifiers")
+        raise RequestError(f"verifier is {brief(verifier)}; expected a VerifierSpec, or one of router_ml.verifiers")
 
 
 def _is_object_list(value: Any) -> bool:
@@ -465,12 +464,4 @@ def _is_number(value: Any) -> bool:
 def _positive(name: str, value: Any, *, zero: bool = False) -> None:
     # compared with the largest float, because math.isfinite(10**400) raises OverflowError
     if not _is_number(value) or not 0 <= value <= sys.float_info.max or (value == 0 and not zero):
-        raise RequestError(f"{name} is {_brief(value)}; expected a finite number {'>=' if zero else '>'} 0")
-
-
-def _brief(value: Any) -> str:
-    try:
-        text = reprlib.repr(value)  # stops at six levels; repr() of a deep list raises RecursionError
-    except ValueError:  # an int of more digits than Python prints
-        text = f"a huge {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."
+        raise RequestError(f"{name} is {brief(value)}; expected a finite number {'>=' if zero else '>'} 0")

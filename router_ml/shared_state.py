@@ -15,13 +15,13 @@ import json
 import logging
 import os
 import threading
-import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from router_ml.errors import MissingExtraError, RouterError
+from router_ml.forks import Forkable, survive_forks
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +34,11 @@ MOST_MESSAGES = 20_000  # of a stream: minutes of ten processes
 _FREE = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end"
 
 
-class Part(Protocol):
+class Part(Forkable, Protocol):
     """What shares its state."""
 
     def exchange(self, redis: Any) -> None:
         """Send what is new here, take what is new elsewhere. May raise what the Redis client raises."""
-
-    def after_fork(self) -> None:
-        """Called in the child of a fork, before anything else runs there."""
 
 
 class SharedState:
@@ -268,30 +265,6 @@ class Stream:
                 apply(json.loads(fields["message"]))
         except (KeyError, TypeError, ValueError):
             logger.debug("a message of another version was passed over")
-
-
-class _Forkable(Protocol):
-    def after_fork(self) -> None: ...
-
-
-_forkable: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-def survive_forks(one: _Forkable) -> None:
-    """Call its ``after_fork`` in every child, for as long as it lives.
-
-    A lock that another thread holds at the moment of the fork stays locked in the child for ever.
-    """
-    _forkable.add(one)
-
-
-def _after_fork() -> None:
-    for one in list(_forkable):
-        one.after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _without_password(url: str) -> str:

@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from router_ml.answer import Answer, BaseVerifier, Verifier, brief
+from router_ml.answer import Answer, BaseVerifier, Verifier
 from router_ml.attempt import Verdict
 from router_ml.checks import Check, JsonSchema, Matches, MinimumLength, NotRefusal
-from router_ml.errors import RequestError, VerifierError
+from router_ml.errors import RequestError, VerifierError, brief
 from router_ml.judge import Judge
 from router_ml.programs import Command, Isolated
 from router_ml.request import VerifierSpec
@@ -32,7 +32,9 @@ __all__ = [
     "NotRefusal", "Verifier", "VerifierMappingError", "verifier_of",
 ]  # fmt: skip
 
-MAX_UNTRUSTED = 20_000  # characters of a schema or an expression that came over the network
+# Characters of what came over the network. Reading it is not isolated: an expression of some thousand takes seconds to
+# compile, a schema of 20,000 to be compared with its meta-schema, and both hold the interpreter's lock.
+MAX_UNTRUSTED = {"json_schema": 5_000, "regex": 500}
 MAX_PARTS, MAX_DEPTH = 20, 8  # of a verifier made of others
 
 
@@ -198,8 +200,8 @@ class _Reader:
         return cls(*parts)  # type: ignore[arg-type]  # a VerifierSpec among them is refused there
 
     def _pattern(self, name: str, value: Any) -> Verifier:
-        if not self.trusted and _size(value) > MAX_UNTRUSTED:
-            raise VerifierError(f"{name} of a request is longer than {MAX_UNTRUSTED} characters; put it into pool.yaml")
+        if not self.trusted and _size(value) > (most := MAX_UNTRUSTED[name]):
+            raise VerifierError(f"{name} of a request is longer than {most} characters; put it into pool.yaml")
         if name == "json_schema":
             schema = JsonSchema(value)
             return schema if self.trusted else Isolated(schema, {name: schema.schema})

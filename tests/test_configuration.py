@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from router_ml.configuration import COUNT, SHARE, Checked, brief, build, changed, of, parse_yaml
-from router_ml.errors import PoolError
+from router_ml.configuration import COUNT, SHARE, Checked, build, changed, of, parse_yaml
+from router_ml.errors import PoolError, brief
 
 
 @dataclass(frozen=True, slots=True)

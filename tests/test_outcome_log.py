@@ -69,6 +69,17 @@ def exported(
 # What is exported
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf, 1e300])
+def test_an_embedding_that_is_no_number_spoils_no_export(url: str, odd: float) -> None:
+    with OutcomeLog(url, log_prompts="none") as log:
+        log.record(entry("good", attempt(accepted=True)))
+        log.record(entry("odd", attempt(accepted=True), embedding=np.array([odd, 0.0, 0.0])))
+        log.flush(30)
+        table, found = table_of_log(log)
+    assert list(table.request_ids) == ["good"]
+    assert found.left_out == {outcome_log.NO_CONTENT: 1}
+
+
 def test_a_row_holds_what_the_attempt_cost_with_its_check_and_how_it_came_to_be(url: str) -> None:
     found, left_out = exported(url, entry("d1", attempt(CHEAP, 0, accepted=False), attempt(DEAR, 1, accepted=True)))
     shared = {

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +191,18 @@ def test_no_text_and_no_number_breaks_the_log(url: str, text: str, number: float
 # Append-only, and its tables
 
 
+@pytest.mark.parametrize("prompts", ["hash", "text"])
+@pytest.mark.parametrize("odd", [10**5_000, "\0"], ids=["a huge number", "too deep"])
+def test_messages_that_cannot_be_written_take_no_decision_with_them(sqlite_url: str, prompts: Any, odd: Any) -> None:
+    for _ in range(700 if odd == "\0" else 0):
+        odd = [odd]
+    request = RouteRequest([{"role": "user", "content": "Hi", "extra": odd}])
+    with OutcomeLog(sqlite_url, log_prompts=prompts) as log:
+        log.record(entry("d1", attempt(), request=request)).wait(30)
+        found = only(log)
+    assert found.prompt is None and found.prompt_hash is None and len(found.attempts) == 1
+
+
 def test_nothing_is_ever_changed_or_removed() -> None:
     for module in (outcome_rows, outcome_schema, outcome_writer, outcomes):
         source = Path(str(module.__file__)).read_text(encoding="utf-8")
@@ -342,6 +356,65 @@ def test_a_forked_process_writes_its_own_and_leaves_its_parent_s(url: str) -> No
         log.flush(30)
         seen = [one.decision_id for one in log.decisions()]
     assert len(seen) == len(set(seen)) == 23 and {"before", "child", "after", "parent-19"} <= set(seen)
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Fork, and do it there. :return: the child's process id; its status is 0 if nothing was raised."""
+    child = os.fork()
+    if child == 0:  # pragma: no cover
+        status = 1
+        try:
+            work()
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_what_a_forked_process_writes_outlives_its_parent_s_log(url: str) -> None:
+    log = OutcomeLog(url)
+    log.record(entry("parent")).wait(30)
+    ours, theirs = socket.socketpair()
+
+    def work() -> None:
+        log.record(entry("child-0")).wait(30)
+        theirs.send(b"written")
+        theirs.recv(10)
+        log.record(entry("child-1")).wait(30)
+
+    with ours, theirs:
+        child = in_child(work)
+        assert ours.recv(10) == b"written"
+        log.close()  # SQLite: removes its write-ahead file if no other process seems to use it
+        ours.send(b"closed")
+        assert os.waitpid(child, 0)[1] == 0
+    with OutcomeLog(url) as again:
+        assert {one.decision_id for one in again.decisions()} == {"parent", "child-0", "child-1"}
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_process_that_is_forked_while_its_parent_writes_and_reads_can_write(sqlite_url: str) -> None:
+    over = threading.Event()
+
+    def traffic(log: OutcomeLog) -> None:
+        for i in itertools.takewhile(lambda _: not over.is_set(), itertools.count()):
+            log.record(entry(f"parent-{i}"))
+            if i % 200 == 0:
+                log.unmatched_feedback()
+
+    with OutcomeLog(sqlite_url, queue_size=1_000) as log:
+        busy = threading.Thread(target=traffic, args=(log,))
+        busy.start()
+        try:
+            for i in range(15):
+                child = in_child(lambda i=i: log.record(entry(f"child-{i}")).wait(5))  # type: ignore[misc]
+                assert os.waitpid(child, 0)[1] == 0
+        finally:
+            over.set()
+            busy.join()
+        log.flush(30)
+        assert {f"child-{i}" for i in range(15)} <= {one.decision_id for one in log.decisions()}
 
 
 def test_a_process_that_forgets_to_close_writes_all_the_same(sqlite_url: str) -> None:
@@ -597,6 +670,7 @@ def test_a_missing_library_is_named_with_the_line_that_installs_it(
         ({"text": 5}, "text must be"),
         ({"text": "x" * 30_000}, "at most"),
         ({"score": 1.0, "model": "m" * 300}, "model must be"),
+        ({"score": 1.0, "model": " "}, "model is blank"),
         ({"score": 1.0, "decision_id": ""}, "decision_id"),
         ({"score": 1.0, "decision_id": "x" * 300}, "decision_id"),
         ({"score": 1.0, "decision_id": None}, "decision_id"),

@@ -192,6 +192,16 @@ def test_old_news_are_not_learnt(join: Callable[[], Member], clock: Clock) -> No
     assert b.health.status()["a"].n == 0
 
 
+def test_news_as_old_as_the_window_leave_what_is_newer(join: Callable[[], Member], clock: Clock) -> None:
+    a, b = join(), join()
+    clock.now = NOW // 3 * 3  # where a bucket of the window begins
+    a.call()
+    clock.now += 60
+    b.call(times=5)
+    sync(a, b)
+    assert b.health.status()["a"].n == 5
+
+
 def test_the_thread_exchanges_by_itself(join: Callable[..., Member]) -> None:
     a, b = join(0.02), join(0.02)
     a.call(times=3)
@@ -270,11 +280,13 @@ def test_what_waits_to_be_told_does_not_grow_during_an_outage(clock: Clock) -> N
         a = Member(server.url, clock, "outage")
         with a.state:
             server.stop()
-            for _ in range(1_000):
+            for i in range(1_000):
                 a.call(times=2)
+                invented = {f"x-ratelimit-limit-{i}": "10", f"x-ratelimit-remaining-{i}": "9"}
+                a.health.succeeded("a", 0.1, invented)
                 clock.now += 3
             assert not a.state.sync()
-            assert len(a.health._news.calls) <= 20
+            assert len(a.health._news.calls) <= 20 and len(a.health._news.limits["a"]) <= 20
             server.start()
             assert a.state.sync()
 

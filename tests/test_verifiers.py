@@ -461,8 +461,10 @@ def test_what_cannot_be_checked_in_the_other_process_is_no_verdict_here() -> Non
     [
         {"command": ["true"]},
         {"all": [{"not_refusal": True}, {"any": [{"command": {"argv": ["true"]}}]}]},
-        {"regex": "a" * MAX_UNTRUSTED},
-        {"json_schema": {"enum": ["a" * MAX_UNTRUSTED]}},
+        {"regex": "a" * (MAX_UNTRUSTED["regex"] + 1)},
+        {"regex": "(?i)" + "[!-\u7fff]" * 100},  # 0.3 s to compile
+        {"json_schema": {"enum": ["a" * MAX_UNTRUSTED["json_schema"]]}},
+        {"json_schema": {"enum": [{"a": i} for i in range(800)]}},  # compares them all with each other in older drafts
     ],
 )
 def test_what_a_request_may_not_bring_the_operator_may(mapping: dict[str, Any]) -> None:
