@@ -116,6 +116,8 @@ class Cascade:
         if self.compress is not None:
             reading = yield from self._compressed(reading, attempts)
         decision = self.live.decide(reading)
+        for attempt in attempts:
+            self.live.telemetry.attempted(attempt, decision)
         sent = call_params(reading.request, params)
         run = Run(reading, decision, attempts, params=sent, timeout_s=timeout_s, step=Ask)
         if stream:

@@ -33,7 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 # Characters of what came over the network. Reading it is not isolated: an expression of some thousand takes seconds to
-# compile, a schema of 20,000 to be compared with its meta-schema, and both hold the interpreter's lock.
+# compile, a schema of 20,000 to be compared with its meta-schema, and both hold the interpreter's lock. For all parts.
 MAX_UNTRUSTED = {"json_schema": 5_000, "regex": 500}
 MAX_PARTS, MAX_DEPTH = 20, 8  # of a verifier made of others
 
@@ -148,11 +148,11 @@ def verifier_of(mapping: Mapping[str, Any], trusted: bool = False) -> Verifier |
 
 
 class _Reader:
-    """One reading of a mapping, which counts the parts."""
+    """One reading of a mapping, which counts the parts, and their length as a share of the allowed one."""
 
     def __init__(self, trusted: bool) -> None:
         self.trusted = trusted
-        self.parts = 0
+        self.parts, self.length = 0, 0.0
 
     def read(self, mapping: Any, depth: int = 0) -> Verifier | VerifierSpec:
         if not isinstance(mapping, Mapping):
@@ -200,8 +200,12 @@ class _Reader:
         return cls(*parts)  # type: ignore[arg-type]  # a VerifierSpec among them is refused there
 
     def _pattern(self, name: str, value: Any) -> Verifier:
-        if not self.trusted and _size(value) > (most := MAX_UNTRUSTED[name]):
-            raise VerifierError(f"{name} of a request is longer than {most} characters; put it into pool.yaml")
+        self.length += _size(value) / MAX_UNTRUSTED[name]
+        if not self.trusted and self.length > 1.0:
+            raise VerifierError(
+                f"{name} of a request is longer than {MAX_UNTRUSTED[name]} characters, alone or with the other parts; "
+                "put it into pool.yaml"
+            )
         if name == "json_schema":
             schema = JsonSchema(value)
             return schema if self.trusted else Isolated(schema, {name: schema.schema})

@@ -463,6 +463,7 @@ def test_what_cannot_be_checked_in_the_other_process_is_no_verdict_here() -> Non
         {"all": [{"not_refusal": True}, {"any": [{"command": {"argv": ["true"]}}]}]},
         {"regex": "a" * (MAX_UNTRUSTED["regex"] + 1)},
         {"regex": "(?i)" + "[!-\u7fff]" * 100},  # 0.3 s to compile
+        {"any": [{"regex": "a" * (MAX_UNTRUSTED["regex"] // 2)}] * 3},
         {"json_schema": {"enum": ["a" * MAX_UNTRUSTED["json_schema"]]}},
         {"json_schema": {"enum": [{"a": i} for i in range(800)]}},  # compares them all with each other in older drafts
     ],

@@ -111,11 +111,14 @@ def servers(router: str | None) -> Iterator[dict[str, tuple[int, str]]]:
         started = [subprocess.Popen([sys.executable, *one], env=known, stdout=log, stderr=log) for one in commands]
         for process in started:
             stack.callback(_stop, process)
-        for process, port in zip(started, ports, strict=True):
-            if not _ready(process, port):
-                log.seek(0)
-                raise GatewayError(f"a server did not start: {log.read()[-2000:]}")
-        yield {"proxy": (ports[0], pool.names[0]), "gateway": (ports[1], "auto")}
+        try:
+            for process, port in zip(started, ports, strict=True):
+                if not _ready(process, port):
+                    raise GatewayError(f"the server at port {port} did not start")
+            yield {"proxy": (ports[0], pool.names[0]), "gateway": (ports[1], "auto")}
+        except GatewayError as exc:
+            log.seek(0)
+            raise GatewayError(f"{exc}, of the ports {ports}; they said: {log.read()[-2000:]}") from exc
 
 
 def _pool(router: str | None, url: str) -> ModelPool:
