@@ -94,7 +94,7 @@ class ModelSpec(Checked):
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
-        if not self.call_name:
+        if not self.base_name:
             raise PoolError(f"name is {brief(self.name)}; expected a model before the '@'")
         secrets = sorted(_SECRETS & set(self.params))
         if secrets:  # params are shown with every decision and kept in the log
@@ -105,9 +105,12 @@ class ModelSpec(Checked):
 
     @property
     def call_name(self) -> str:
-        """The name that litellm knows: ``call_as``, or the name without its variant, which follows the last '@'."""
-        if self.call_as is not None:
-            return self.call_as
+        """The name that litellm knows: ``call_as``, or the name without its variant."""
+        return self.base_name if self.call_as is None else self.call_as
+
+    @property
+    def base_name(self) -> str:
+        """The name without its variant, which follows the last '@'."""
         # the last one: some providers have an '@' of their own (vertex_ai/claude-opus-4@20250514@high)
         model, mark, variant = self.name.rpartition("@")
         return model if mark else variant

@@ -19,9 +19,10 @@ def router(router_path: Path) -> Router:
 def test_every_request_of_a_storm_is_answered_or_a_typed_error_and_no_call_is_missing_in_the_log(
     router: Router, fault: str
 ) -> None:
-    met = storm(router, 80, faults={fault: 0.2})
+    met = storm(router, 80, faults={fault: 0.2}, timeout_s=1.0 if fault == "timeout" else 30.0)
     assert met.other_errors == 0 and met.answered + met.typed_errors == 80
-    assert met.logged_decisions == 80 and met.logged_attempts == met.attempts == met.received > 80
+    assert met.logged_decisions == 80 and met.logged_attempts == met.attempts > 80
+    assert met.received == met.attempts or (fault == "timeout" and met.received < met.attempts)
 
 
 def test_where_everything_fails_every_request_is_a_typed_error(router: Router) -> None:

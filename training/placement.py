@@ -49,7 +49,7 @@ def placement_of(spec: ModelSpec, facts: Mapping[str, Any], scale: AbilityScale)
 
     :raises PoolError: if the facts do not know the model.
     """
-    name = facts["aliases"]["pool"].get(spec.call_name, spec.call_name.rpartition("/")[2])
+    name = facts["aliases"]["pool"].get(spec.base_name, spec.base_name.rpartition("/")[2])
     if name not in facts["models"]:
         raise PoolError(
             f"nothing is known of {spec.name}: expected an entry in training/model_facts.yaml; add it to aliases.pool "
