@@ -11,37 +11,31 @@ whatever the end.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from router_ml.attempt import Attempt, AttemptKind, Completion, Usage, Verdict
+from router_ml.attempt import Attempt, AttemptKind, Completion, Verdict
 from router_ml.completion import TIMEOUT_S, Call, Chunk, Client, LitellmClient, Reply, cost_of
-from router_ml.configuration import is_number
 from router_ml.errors import (
     AttemptsFailedError,
     BudgetExceededError,
     ProviderError,
-    VerifierError,
 )
 from router_ml.live import Course, LiveRouter
 from router_ml.parameters import call_params, messages_of, with_limits_of
-from router_ml.request import BYTES_PER_TOKEN, RouteRequest
+from router_ml.request import RouteRequest
 from router_ml.steps import Ask, Collect, Do, Driver, Open, Pause, Steps
 from router_ml.stream import AsyncCompletionStream, CheckedStream, CompletionStream
+from router_ml.verification import asker, check
 
 if TYPE_CHECKING:
-    from router_ml.answer import Answer, Verifier
     from router_ml.context import Compressor
     from router_ml.ledger import Reservation
     from router_ml.outcomes import OutcomeLog, Receipt
     from router_ml.router import Reading, RequestLike, Router
-
-TOOL_CALLS = ("tool_calls", "function_call")
-
-log = logging.getLogger("router_ml")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -151,7 +145,7 @@ class Cascade:
                 break  # the answer that was rejected is better than none
             if given.reply is None:
                 return given, None
-            verdict = yield from self._checked(run, given.reply)
+            verdict = None if run.verifier is None else (yield Do(partial(self._check, run, given.reply)))
             run.attempts[-1] = dataclasses.replace(run.attempts[-1], verdict=verdict)
             self.live.telemetry.attempted(run.attempts[-1], run.decision)
             answered = given
@@ -224,47 +218,13 @@ class Cascade:
             return Given(model, started, None, (found[0],), found[1], reservation, time.perf_counter() - clock)
         reply, chunks = found if run.step is Collect else (found, ())
         if not any(reply.usage):
-            reply = dataclasses.replace(reply, usage=self.estimated_usage(run, model, reply.text))
+            reply = dataclasses.replace(reply, usage=live.estimated_usage(run.reading, model, reply.text))
         given = Given(model, started, reply, chunks)
         self._book(run, given, stage, reply, time.perf_counter() - clock, reservation)
         return given
 
-    def _checked(self, run: Run, reply: Reply) -> Steps[Verdict | None]:
-        """The verifier's verdict; None if there is no verifier or it broke, for a broken check says nothing."""
-        verifier = run.verifier
-        if verifier is None or reply.finish_reason in TOOL_CALLS:  # a step on the way to the answer is not the answer
-            return None
-        from router_ml.answer import Answer
-
-        spent: list[float] = []
-        request = run.reading.request
-        answer = Answer(reply.text, request, reply.finish_reason, self._asker(request, spent, run.timeout_s))
-        try:
-            verdict: Verdict = yield Do(lambda: _verify(verifier, answer))
-        except VerifierError as exc:
-            log.warning("an answer was not checked: %s", exc)
-            attempt = run.attempts[-1]  # a check that broke has cost its calls all the same
-            run.attempts[-1] = dataclasses.replace(attempt, cost_usd=attempt.cost_usd + sum(spent))
-            return None
-        # what broke inside, such as one of several checks, has cost too; what a check paid elsewhere is not booked yet
-        if verdict.cost_usd > sum(spent):
-            self.live.spend(request.tags, verdict.cost_usd - sum(spent))
-        return verdict._replace(cost_usd=max(verdict.cost_usd, sum(spent)))
-
-    def _asker(
-        self, request: RouteRequest, spent: list[float], timeout_s: float
-    ) -> Callable[[str, list[dict[str, Any]]], tuple[str, float]]:
-        """What a judge or a compressor calls a model with; costs are noted in ``spent``."""
-
-        def ask(model: str, messages: list[dict[str, Any]]) -> tuple[str, float]:
-            spec = self.live.router.pool.spec(model)
-            reply = self.client.complete(Call(spec, messages, {}, timeout_s))
-            cost = 0.0 if reply.cache_hit else cost_of(spec, reply.usage)
-            spent.append(cost)
-            self.live.spend(request.tags, cost)
-            return reply.text, cost
-
-        return ask
+    def _check(self, run: Run, reply: Reply) -> Verdict | None:
+        return check(self.live, lambda: self.client, run, reply.text, reply.finish_reason, run.timeout_s)
 
     def _compressed(self, reading: Reading, attempts: list[Attempt]) -> Steps[Reading]:
         """The reading of a shortened request, if the model that it is meant for is not reliable at its length."""
@@ -274,7 +234,7 @@ class Cascade:
         if compress is None or limit is None:
             return reading
         spent: list[float] = []
-        request, ask = reading.request, self._asker(reading.request, spent, TIMEOUT_S)
+        request, ask = reading.request, asker(self.live, lambda: self.client, reading.request, spent, TIMEOUT_S)
         started, clock = self.live.clock(), time.perf_counter()
         shorter, error = reading, None
         try:
@@ -314,11 +274,6 @@ class Cascade:
     def _record(self, run: Run, baseline: float | None) -> Receipt | None:
         return self.live.record(run.reading, run.decision, run.attempts, "complete", baseline)
 
-    def estimated_usage(self, run: Run, model: str, text: str) -> Usage:
-        """Tokens of an answer of which the provider does not tell them: an answer is not free for that."""
-        read = run.reading.trace.input_tokens * self.live.specs[model].token_factor
-        return Usage(round(read), -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN))
-
     def end_stream(
         self, run: Run, given: Given, reply: Reply, seconds: float, error: ProviderError | None
     ) -> Completion:
@@ -330,15 +285,3 @@ class Cascade:
         self._book(run, given, 0, reply, seconds, given.reservation, error)
         self.live.telemetry.attempted(run.attempts[-1], run.decision)
         return self._completion(run, given.model, reply, None)
-
-
-def _verify(verifier: Verifier, answer: Answer) -> Verdict:
-    try:
-        verdict = verifier.verify(answer)
-    except VerifierError:
-        raise
-    except Exception as exc:  # a verifier of the caller's own; its message may quote the answer
-        raise VerifierError(f"{type(verifier).__name__} broke: {type(exc).__name__}") from None
-    if not isinstance(verdict, Verdict) or not is_number(verdict.cost_usd) or verdict.cost_usd < 0.0:
-        raise VerifierError(f"{type(verifier).__name__} gave no Verdict with a cost >= 0")
-    return verdict

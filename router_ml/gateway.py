@@ -18,19 +18,19 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from router_ml import gateway_wire as wire
-from router_ml.answer import Answer, brief
-from router_ml.attempt import Attempt, AttemptKind, Usage, Verdict
-from router_ml.completion import TIMEOUT_S, Call, LitellmClient, cost_of, read_headers, translate
+from router_ml.attempt import Attempt, AttemptKind, Verdict
+from router_ml.completion import TIMEOUT_S, LitellmClient, cost_of, read_headers, translate
 from router_ml.errors import (
     BudgetExceededError,
     OutcomeLogError,
     ProviderError,
     ProviderUnavailableError,
     RequestError,
-    VerifierError,
+    brief,
 )
 from router_ml.live import Course, LiveRouter
-from router_ml.request import BYTES_PER_TOKEN, RouteDecision
+from router_ml.request import RouteDecision
+from router_ml.verification import check
 
 if TYPE_CHECKING:
     from router_ml.ledger import Reservation
@@ -138,6 +138,8 @@ class Gateway:
         if self.live.log is None:
             raise OutcomeLogError("this gateway keeps no outcome log; start it with --log")
         unknown = sorted(set(body) - _FEEDBACK)
+        if (model := body.get("model")) is not None and model not in self.live.specs:
+            raise RequestError(f"feedback is about model {brief(model)}; expected one of {list(self.live.specs)}")
         if unknown or "decision_id" not in body:
             found = brief(sorted(body))
             raise RequestError(f"feedback has the keys {found}; expected decision_id and any of {sorted(_FEEDBACK)}")
@@ -204,8 +206,7 @@ class Gateway:
         """Book a call that gave a whole answer."""
         usage, cache_hit = wire.read_usage(response), bool(hidden.get("cache_hit"))
         if not any(usage):  # an answer is not free because its provider does not tell its tokens
-            read = exchange.reading.trace.input_tokens * self.live.specs[exchange.calling].token_factor
-            usage = Usage(round(read), -(-len(wire.read_answer(response)[0]) // BYTES_PER_TOKEN))
+            usage = self.live.estimated_usage(exchange.reading, exchange.calling, wire.read_answer(response)[0])
         cost = 0.0 if cache_hit else cost_of(self.live.specs[exchange.calling], usage)
         self._ended(exchange, Attempt(
             exchange.calling, AttemptKind.ANSWER, exchange.stage, exchange.started_at,
@@ -269,28 +270,10 @@ class Gateway:
         return response
 
     async def _verdict(self, exchange: Exchange, response: Any) -> Verdict | None:
-        """None if there is no verifier or it broke, for a broken check says nothing."""
-        verifier = exchange.verifier
-        if verifier is None:
+        if exchange.verifier is None:
             return None
-        spent: list[float] = []
-        request = exchange.reading.request
-
-        def ask(model: str, messages: list[dict[str, Any]]) -> tuple[str, float]:
-            spec = self.live.specs[model]
-            reply = self._litellm.complete(Call(spec, messages, {}, TIMEOUT_S))
-            spent.append(0.0 if reply.cache_hit else cost_of(spec, reply.usage))
-            self.live.spend(request.tags, spent[-1])
-            return reply.text, spent[-1]
-
-        text, finish_reason = wire.read_answer(response)
-        try:
-            return await asyncio.to_thread(verifier.verify, Answer(text, request, finish_reason, ask))
-        except Exception as exc:  # not its message, which may quote the answer, unless it is one of ours
-            log.warning("an answer was not checked: %s", exc if isinstance(exc, VerifierError) else type(exc).__name__)
-            attempt = exchange.attempts[-1]  # a check that broke has cost its calls all the same
-            exchange.attempts[-1] = dataclasses.replace(attempt, cost_usd=attempt.cost_usd + sum(spent))
-            return None
+        text, reason = wire.read_answer(response)
+        return await asyncio.to_thread(check, self.live, lambda: self._litellm, exchange, text, reason, TIMEOUT_S)
 
     @cached_property
     def _litellm(self) -> LitellmClient:

@@ -33,7 +33,7 @@ from router_ml.health import Health
 from router_ml.ledger import Ledger, Reservation
 from router_ml.policy import Live
 from router_ml.pool import ModelPool, ModelSpec
-from router_ml.request import ReasonCode, RouteDecision, RouteRequest
+from router_ml.request import BYTES_PER_TOKEN, ReasonCode, RouteDecision, RouteRequest
 from router_ml.session import Sessions
 from router_ml.telemetry import OFF, Telemetry
 
@@ -284,6 +284,11 @@ class LiveRouter:
         written = other.output_factor / used.output_factor
         tokens = (usage.input_tokens * read, usage.output_tokens * written, usage.cached_tokens * read)
         return cost_of(other, Usage(*map(round, tokens)))
+
+    def estimated_usage(self, reading: Reading, model: str, text: str) -> Usage:
+        """Tokens of an answer of which the provider does not tell them: an answer is not free for that."""
+        read = reading.trace.input_tokens * self.specs[model].token_factor
+        return Usage(round(read), -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN))
 
     def record(
         self, reading: Reading, decision: RouteDecision, attempts: Sequence[Attempt], source: str,

@@ -50,7 +50,9 @@ class _Streamed:
         if self.completion is None:
             reply = joined(self._seen)
             if not any(reply.usage):
-                reply = replace(reply, usage=self._cascade.estimated_usage(self._run, self.model, reply.text))
+                reply = replace(
+                    reply, usage=self._cascade.live.estimated_usage(self._run.reading, self.model, reply.text)
+                )
             self.completion = self._cascade.end_stream(self._run, self._given, reply, self._waited_s, error)
 
 

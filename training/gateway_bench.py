@@ -118,7 +118,8 @@ def servers(router: str | None) -> Iterator[dict[str, tuple[int, str]]]:
             yield {"proxy": (ports[0], pool.names[0]), "gateway": (ports[1], "auto")}
         except GatewayError as exc:
             log.seek(0)
-            raise GatewayError(f"{exc}, of the ports {ports}; they said: {log.read()[-2000:]}") from exc
+            ended = [process.poll() for process in started]
+            raise GatewayError(f"{exc}, of {ports}, which ended with {ended} and said: {log.read()[-3000:]}") from exc
 
 
 def _pool(router: str | None, url: str) -> ModelPool:
