@@ -450,9 +450,9 @@ def test_route_decides_without_calling_anybody(gateway: Running) -> None:
     expected = Router.load(STORED, pool=gateway.pool).predict("What is 2+2?").to_dict()
     for body in ({"prompt": "What is 2+2?"}, {"model": "auto", "messages": ASK}, {"input": "What is 2+2?"}):
         decision = gateway.client.post("/v1/route", json=body).json()
-        assert decision["model"] == expected["model"] and set(decision) == set(expected), str(decision["candidates"])[
-            :900
-        ] + str(decision["reason"])
+        # not its model: what another test's rate limit leaves of the pool is known to this process alone
+        assert [c["p_success"] for c in decision["candidates"]] == [c["p_success"] for c in expected["candidates"]]
+        assert set(decision) == set(expected)
         assert len(decision["candidates"]) == len(gateway.pool.models)
     assert gateway.provider.count() == before
     assert gateway.logged(decision["decision_id"]).source == "route"
