@@ -28,6 +28,7 @@ from router_ml.request import ABILITIES, RouteDecision, RouteRequest
 from router_ml.terminal import completion_line, console, decisions_table, pool_table, print_decision
 
 if TYPE_CHECKING:
+    from router_ml.outcome_rows import Prompts
     from router_ml.outcomes import OutcomeLog
 
 PLUGGED = "router_ml.commands"
@@ -195,6 +196,13 @@ def route(text: str | None, path: str | None, folder: str | None, as_json: bool,
 @click.option("--router", "folder", metavar="DIR", help="A saved router; without it, the bundled one.")
 @click.option("--pool", "pool_path", metavar="FILE", help="A pool.yaml in place of the router's own.")
 @click.option("--log", "log_url", metavar="URL", help="Outcome log, such as sqlite:///outcomes.db.")
+@click.option(
+    "--log-prompts",
+    type=click.Choice(["none", "hash", "text"]),
+    default="hash",
+    show_default=True,
+    help="What the outcome log keeps of the text.",
+)
 @click.option("--stream", is_flag=True, help="Print the answer as it comes.")
 @click.option("--timeout-s", type=float, default=30.0, show_default=True, help="Most seconds of one attempt.")
 @click.option("--temperature", type=float)
@@ -202,8 +210,8 @@ def route(text: str | None, path: str | None, folder: str | None, as_json: bool,
 @click.option("--json", "as_json", is_flag=True, help="Print answer, decision and attempts as JSON.")
 @_with_limits
 def complete(
-    text: str, folder: str | None, pool_path: str | None, log_url: str | None, stream: bool, timeout_s: float,
-    temperature: float | None, verifier: str | None, as_json: bool, **limits: Any,
+    text: str, folder: str | None, pool_path: str | None, log_url: str | None, log_prompts: Prompts,
+    stream: bool, timeout_s: float, temperature: float | None, verifier: str | None, as_json: bool, **limits: Any,
 ) -> None:  # fmt: skip
     """Route a request, call the model, check the answer, escalate.
 
@@ -218,7 +226,7 @@ def complete(
     router = Router.load(folder, pool=None if pool_path is None else ModelPool.from_yaml(pool_path))
     request = RouteRequest.of({"prompt": _text_of(text), "verifier": _verifier_of(verifier), **_given(limits)})
     params = {} if temperature is None else {"temperature": temperature}
-    with _opened(log_url) as log:
+    with _opened(log_url, log_prompts) as log:
         done = Cascade(router, log=log).complete(request, stream=stream, timeout_s=timeout_s, **params)
         if stream:
             for chunk in done:
@@ -233,12 +241,12 @@ def complete(
         click.echo(completion_line(done), err=True)
 
 
-def _opened(log_url: str | None) -> contextlib.AbstractContextManager[OutcomeLog | None]:
+def _opened(log_url: str | None, log_prompts: Prompts) -> contextlib.AbstractContextManager[OutcomeLog | None]:
     if log_url is None:
         return contextlib.nullcontext()
     from router_ml.outcomes import OutcomeLog
 
-    return OutcomeLog(log_url)
+    return OutcomeLog(log_url, log_prompts=log_prompts)
 
 
 def _verifier_of(text: str | None) -> Any:

@@ -31,6 +31,7 @@ from router_ml.gateway_proxy import MASTER_KEY, install
 from router_ml.health import Health
 from router_ml.ledger import Ledger
 from router_ml.live import DAY_S, LiveRouter
+from router_ml.outcome_rows import Prompts
 from router_ml.outcomes import OutcomeLog
 from router_ml.pool import ModelPool, ModelSpec
 from router_ml.router import Router
@@ -55,7 +56,8 @@ class Settings:
     """What a worker process needs to know.
 
     :param pool: path of pool.yaml. :param router: folder of the router; None: the bundled one.
-    :param log: URL of the outcome log; None: nothing is logged. :param redis: URL of the state that workers share.
+    :param log: URL of the outcome log; None: nothing is logged. :param log_prompts: what it keeps of a request's text.
+    :param redis: URL of the state that workers share.
     :param proxy_config: path of the generated configuration of the proxy.
     :param max_body_bytes: longest request body that is read.
     """
@@ -63,6 +65,7 @@ class Settings:
     pool: str
     router: str | None = None
     log: str | None = None
+    log_prompts: Prompts = "hash"
     redis: str | None = None
     proxy_config: str = ""
     max_body_bytes: int = MAX_BODY_BYTES
@@ -208,7 +211,7 @@ def live_router(settings: Settings) -> LiveRouter:
     router = Router.load(settings.router, pool=ModelPool.from_yaml(settings.pool))
     state = SharedState.of(settings.redis)
     health, ledger = Health(router.pool, state=state), Ledger(router.pool.budgets, state=state)
-    log = None if settings.log is None else OutcomeLog(settings.log)
+    log = None if settings.log is None else OutcomeLog(settings.log, log_prompts=settings.log_prompts)
     if log is not None:
         ledger.seed(log.spent(since=time.time() // DAY_S * DAY_S))
     telemetry = Prometheus() if settings.metrics else OFF
@@ -223,14 +226,21 @@ def live_router(settings: Settings) -> LiveRouter:
 @click.option(
     "--log", metavar="URL", envvar="ROUTER_ML_LOG", show_envvar=True, help="Outcome log, as sqlite:///outcomes.db."
 )
+@click.option(
+    "--log-prompts",
+    type=click.Choice(["none", "hash", "text"]),
+    default="hash",
+    show_default=True,
+    help="What the outcome log keeps of a request's text.",
+)
 @click.option("--key-file", type=click.Path(path_type=Path), help="Where the master key is or will be.")
 @click.option("--redis", metavar="URL", envvar="ROUTER_ML_REDIS", show_envvar=True, help="Shares breakers and budgets.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes.")
 @click.option("--metrics", is_flag=True, help="Serve /metrics for Prometheus, of the process that is asked.")
 @click.option("--max-body-mb", default=20.0, show_default=True, type=click.FloatRange(0, min_open=True))
 def serve(
-    pool: str, router: str | None, host: str, port: int, log: str | None, key_file: Path | None, redis: str | None,
-    workers: int, metrics: bool, max_body_mb: float,
+    pool: str, router: str | None, host: str, port: int, log: str | None, log_prompts: Prompts,
+    key_file: Path | None, redis: str | None, workers: int, metrics: bool, max_body_mb: float,
 ) -> None:  # fmt: skip
     """Start an OpenAI- and Anthropic-compatible server that routes every request for the model "auto".
 
@@ -248,7 +258,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="router_ml-") as folder:
         path = Path(folder) / "proxy.yaml"
         path.write_text(json.dumps(configuration), encoding="utf-8")  # JSON is YAML
-        settings = Settings(pool, router, log, redis, str(path), int(max_body_mb * 1024 * 1024), metrics)
+        settings = Settings(pool, router, log, log_prompts, redis, str(path), int(max_body_mb * 1024 * 1024), metrics)
         settings.to_environment()
         if workers > 1:  # a worker that cannot start is started again for ever
             log_of = live_router(settings).log
