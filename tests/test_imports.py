@@ -21,7 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SERVING = sorted((ROOT / "router_ml").rglob("*.py"))
 OFFLINE = {
     "fastapi", "joblib", "jsonschema", "litellm", "matplotlib", "mlflow", "openai", "opentelemetry", "pandas",
-    "prometheus_client", "psycopg", "pyarrow", "redis", "scipy", "sentence_transformers", "skops", "sqlalchemy", "uvicorn",
+    "prometheus_client", "psycopg", "pyarrow", "redis", "scipy", "sentence_transformers", "skops", "sqlalchemy",
+    "uvicorn",
 }  # fmt: skip
 HEAVY = sorted(OFFLINE | {"sklearn", "torch", "training", "transformers"})
 
@@ -87,8 +88,8 @@ def test_listing_the_commands_loads_no_heavy_library() -> None:
 
 def test_public_names_are_these_and_load() -> None:
     assert set(router_ml.__all__) == {
-        "ModelPool", "OutcomeLog", "RouteDecision", "RouteRequest", "Router", "RouterError", "VerifierSpec", "acomplete",
-        "complete", "predict_route",
+        "ModelPool", "OutcomeLog", "RouteDecision", "RouteRequest", "Router", "RouterError", "VerifierSpec",
+        "acomplete", "complete", "predict_route",
     }  # fmt: skip
     for name in router_ml.__all__:
         assert getattr(router_ml, name).__module__.startswith("router_ml.")
