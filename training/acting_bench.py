@@ -81,7 +81,8 @@ def overhead(calls: int = CALLS) -> list[Figure]:
     """Milliseconds that ``complete()`` adds to a bare litellm call to the same server, log and all."""
     litellm = import_litellm()
     router = Router.load()
-    texts = World(3).sample(calls + WARM_UP, models_per_request=1).table.prompts
+    prompts = World(3).sample(2 * (calls + WARM_UP), models_per_request=1).table.prompts
+    texts = [text for text in prompts if isinstance(text, str)][: calls + WARM_UP]
     with server_process() as url, tempfile.TemporaryDirectory() as scratch:
         router = router.with_pool(behind(router.pool, url))
         with OutcomeLog(f"sqlite:///{scratch}/log.db") as log:
