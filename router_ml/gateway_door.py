@@ -9,6 +9,7 @@ import json
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
+from router_ml import gateway_garbage
 from router_ml.gateway import Gateway, Holder, current
 
 Scope = MutableMapping[str, Any]
@@ -54,10 +55,7 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            try:
-                await self._app(scope, receive, send)
-            finally:
-                self._gateway.shut_down()
+            await self._live(scope, receive, send)
             return
         path = scope["path"]
         if scope["type"] != "http" or (path not in SERVED and path not in HEALTH):
@@ -76,6 +74,19 @@ class Door:
             current.reset(token)
             if holder.exchange is not None:
                 self._gateway.left(holder.exchange)
+
+    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """From the start of the server to its end."""
+
+        async def watching(message: Message) -> None:
+            if message["type"] == "lifespan.startup.complete" and gateway_garbage.NEEDED:
+                gateway_garbage.collect_between_steps(asyncio.get_running_loop())
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watching)
+        finally:
+            self._gateway.shut_down()
 
     def _knows(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         keys = [value.removeprefix(b"Bearer ").strip() for name, value in headers if name in KEY_HEADERS]
