@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import inspect
 import json
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from redis_server import redis_server
 
 from router_ml.attempt import Usage
 from router_ml.completion import (
@@ -37,7 +40,7 @@ from router_ml.errors import (
     RateLimitedError,
 )
 from router_ml.parameters import accepted, import_litellm
-from router_ml.pool import ModelSpec
+from router_ml.pool import Cache, ModelSpec
 from training.fault_server import Behaviour, FaultServer
 
 litellm = import_litellm()
@@ -384,3 +387,24 @@ def test_in_asyncio_a_whole_answer_must_be_there_in_time(server: FaultServer, cl
     server.behave("dripping", Behaviour(text="word " * 50, faults={"slow_stream": 1.0}, event_delay_s=0.1))
     with pytest.raises(ProviderTimeoutError, match="within"):
         asyncio.run(client.acomplete(Call(spec_of(server, "acme/dripping"), ASK, timeout_s=0.3)))
+
+
+# litellm leaves the event loop and the connections of its caches open
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+@pytest.mark.parametrize("kind", ["memory", "disk", "redis"])
+def test_each_kind_of_cache_that_a_pool_may_ask_for_answers(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    with redis_server() if kind == "redis" else contextlib.nullcontext() as redis:
+        if redis is not None:
+            monkeypatch.setenv("REDIS_URL", redis.url)
+        try:
+            client = LitellmClient(Cache(type=kind, directory=str(tmp_path)).arguments())
+            call = Call(spec_of(server, f"acme/kept-{kind}"), ASK)
+            assert not client.complete(call).cache_hit
+            until = time.monotonic() + 10.0  # litellm writes its cache after it has answered
+            while not (again := client.complete(call)).cache_hit and time.monotonic() < until:
+                time.sleep(0.02)
+            assert again.cache_hit and again.text == "four"
+        finally:
+            litellm.cache = None
