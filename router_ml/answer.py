@@ -12,8 +12,7 @@ from collections.abc import Callable
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol
 
-from router_ml.errors import RouterError, VerifierError
-from router_ml.errors import brief as brief
+from router_ml.errors import RouterError, VerifierError, brief
 
 if TYPE_CHECKING:
     from router_ml.attempt import Verdict

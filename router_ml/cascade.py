@@ -132,9 +132,8 @@ class Cascade:
     def _staged(self, run: Run) -> Steps[tuple[Given, bool | None]]:
         """Go through the plan until an answer is accepted or no stage is left; then the last answer is the answer."""
         answered: Given | None = None
-        plan = list(run.decision.plan)
         done: set[str] = set()
-        for stage, wanted in enumerate(plan):
+        for stage, wanted in enumerate(run.decision.plan):
             if wanted in done or (answered is not None and not self.live.affords(run, wanted)):
                 continue  # a fallback of an earlier stage has answered already, or the budget is used up
             try:

@@ -170,7 +170,7 @@ class LitellmClient:
             **params, **address(call.spec),
             # the cascade retries, and knows when not to; litellm and the providers' clients must not multiply that
             "max_retries": 0, "num_retries": 0,
-            # what accepted() cannot foresee; and a known ability is not taken away by litellm's own table
+            # what accepted() cannot foresee, such as a parameter that only this value of another rules out
             "drop_params": True,
             "caching": self._caching,  # said in both cases: a cache that another client set would answer unasked
         }  # fmt: skip
