@@ -14,7 +14,8 @@ from training import quality
 from training.bundled import SourceRow
 from training.fitting import default_encoder
 from training.outcome_table import write_table
-from training.quality import LABELS, TARGET_FIGURES, Measured, Row, main, measure, quality_rows
+from training.quality import LABELS, TARGET_FIGURES, Measured, main, measure, quality_rows
+from training.quality_rows import Row
 from training.simulate import World
 
 

@@ -37,6 +37,7 @@ from training.evaluation import Evaluation, evaluate
 from training.fitting import default_encoder
 from training.metrics import IntArray
 from training.outcome_table import OutcomeTable, read_table
+from training.quality_rows import Row, print_rows
 
 DAY_0 = "day_0"  # in place of a table's name
 EVALUATION_TABLES = Path("..") / "shared" / "data"
@@ -67,20 +68,6 @@ LABELS = {
     "brier_skill_pooled": "Brier skill against one rate for all",
     "ece": "calibration error (15 bins)",
 }
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the quality table. ``reached`` is None where the figure is shown for information."""
-
-    table: str
-    what: str
-    value: float | None
-    target: str = ""
-    reached: bool | None = None
-    low: float | None = None
-    high: float | None = None
-    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,18 +172,6 @@ def day_0_rows(data: Path, encoder: Encoder, seed: int = 0) -> Iterator[Row]:
         counted = "" if row.counted else "; not counted: may not be trained on"
         note = f"calibration error {row.ece:.3f}, predicted {row.predicted:.3f}, observed {row.observed:.3f}{counted}"
         yield Row(DAY_0, f"{LABELS['auc']}, {row.source} left out", row.auc, note=note)
-
-
-def print_rows(rows: Sequence[Row]) -> None:
-    """The quality table, for people."""
-    shown = table_of("table", "figure", ">value", ">95 % interval", ">target", "", "note")
-    for row in rows:
-        interval = "" if row.low is None or row.high is None else f"[{row.low:+.4f}, {row.high:+.4f}]"
-        verdict = {True: "reached", False: "missed", None: ""}[row.reached]
-        style = {True: "green", False: "red", None: ""}[row.reached]
-        value = "not reached" if row.value is None else f"{row.value:.4f}"
-        shown.add_row(row.table, row.what, value, interval, row.target, verdict, row.note, style=style)
-    console().print(shown)
 
 
 def print_comparison(measured: Measured) -> None:
