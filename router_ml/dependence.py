@@ -1,0 +1,92 @@
+"""How the successes of several models on one request hang together. Pure.
+
+What one model fails at is hard for the others too. A single hidden difficulty ``z ~ N(0, 1)`` says how much (the
+one-factor probit model; Ashford & Sowden, Biometrics 1970; as a copula, Li, J. Fixed Income 2000)::
+
+    P(model m succeeds | z) = Phi(a_m + b_m z)
+
+``b_m``, the loading of the model, is learned by ``training.dependence``; ``a_m`` is set for each request so that the mean
+over ``z`` is the P(success) that the classifier gives. Given ``z`` models succeed independently.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router_ml.errors import ArtifactError
+
+Array = NDArray[np.float64]
+
+DEFAULT_LOADING = 1.0  # of a model that no data place: half of the latent variance is shared
+MAX_LOADING = 10.0
+N_NODES = 7  # of z; a plan's expected cost changes by less than .1 % with more
+_CELLS = 256  # of the table over P(success)
+_REACH = 8.0  # Phi is 0 or 1 beyond, to double precision
+
+_GRID = np.linspace(-_REACH, _REACH, 4_001)
+_CDF = np.array([0.5 * math.erfc(-x / math.sqrt(2.0)) for x in _GRID.tolist()])
+
+
+def normal_cdf(x: Array) -> Array:
+    """Phi, to 1e-6, without SciPy, which takes longer to import than this package."""
+    return np.interp(x, _GRID, _CDF)
+
+
+def difficulty_nodes(n: int = N_NODES) -> tuple[Array, Array]:
+    """Gauss-Hermite nodes of N(0, 1), and their weights, which add up to 1."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(n)
+    return nodes, weights / weights.sum()
+
+
+class Dependence:
+    """Loadings of the models of a pool.
+
+    :param loadings: b_m >= 0 of each model, in pool order; 0: fails independently of all others.
+    :raises ArtifactError: if one is not a number in [0, MAX_LOADING].
+    """
+
+    def __init__(self, loadings: Sequence[float]) -> None:
+        self.loadings = np.array(loadings, dtype=np.float64)
+        # written so that NaN fails
+        if not ((self.loadings >= 0.0) & (self.loadings <= MAX_LOADING)).all():
+            raise ArtifactError(f"loadings of the dependence are {list(loadings)}; expected numbers in [0, 10]")
+        self.nodes, self.weights = difficulty_nodes()
+
+    def given_difficulty(self, models: Sequence[int], p: Array) -> Array:
+        """P(success) at each node of difficulty.
+
+        :param models: indices of n models. :param p: (n,) their P(success).
+        :return: (n, N_NODES); its mean by ``weights`` is ``p`` exactly.
+        """
+        position = p * _CELLS
+        cell = np.minimum(position.astype(np.intp), _CELLS - 1)
+        share = (position - cell)[:, None]
+        # linear between cells, which are linear in p: so the mean stays exact
+        low, high = self._table[models, cell], self._table[models, cell + 1]
+        out: Array = low + share * (high - low)
+        return out
+
+    @cached_property
+    def _table(self) -> Array:
+        """(n_models, _CELLS + 1, N_NODES): P(success) at each node where the mean is cell / _CELLS."""
+        out = np.empty((len(self.loadings), _CELLS + 1, N_NODES))
+        wanted = np.arange(1, _CELLS) / _CELLS
+        for m, loading in enumerate(self.loadings.tolist()):
+            shift = loading * self.nodes
+            reach = _REACH + loading * float(self.nodes[-1])
+            offsets = np.linspace(-reach, reach, 2_001)
+            mean = normal_cdf(offsets[:, None] + shift) @ self.weights
+            at = normal_cdf(np.interp(wanted, mean, offsets)[:, None] + shift)
+            # the small error of interpolation is taken off, so that the mean is what it should be
+            out[m, 1:-1] = np.clip(at * (wanted / (at @ self.weights))[:, None], 0.0, 1.0)
+            out[m, 0], out[m, -1] = 0.0, 1.0
+        return out
+
+    def select(self, models: Sequence[int]) -> Dependence:
+        """The dependence of some of the models, in the order given."""
+        return Dependence(self.loadings[list(models)].tolist())
