@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from router_ml.classifier import SuccessClassifier
+from router_ml.dependence import MAX_LOADING
 from router_ml.embedding import Encoder, SentenceTransformerEncoder, StaticEncoder
 from router_ml.errors import ArtifactDigestError, ArtifactError, ArtifactProtocolError, EncoderMismatchError
 from router_ml.features import FEATURE_NAMES
@@ -153,7 +154,15 @@ def _shape(manifest: dict[str, Any]) -> dict[str, bool]:
         "cost_unit": isinstance(manifest["cost_unit"], str) and manifest["cost_unit"] in COST_UNITS,
         "digests": isinstance(digests, dict) and _is_names(list(digests.values())),
         "evidence": isinstance(evidence, dict) and evidence.get("kind", "measured") in tuple(EVIDENCE),
+        "dependence": _is_dependence(manifest.get("dependence", {})),
     }
+
+
+def _is_dependence(value: Any) -> bool:
+    loadings = value.get("loadings", {}) if isinstance(value, dict) else None
+    return isinstance(loadings, dict) and all(
+        type(one) in (int, float) and 0.0 <= one <= MAX_LOADING for one in loadings.values()
+    )
 
 
 def _is_names(value: Any) -> bool:

@@ -24,7 +24,7 @@ from router_ml.errors import (
     BudgetExceededError,
     ProviderError,
 )
-from router_ml.live import Course, LiveRouter
+from router_ml.live import REJECTED, Course, LiveRouter
 from router_ml.parameters import call_params, messages_of, with_limits_of
 from router_ml.request import RouteRequest
 from router_ml.steps import Ask, Collect, Do, Driver, Open, Pause, Steps
@@ -132,10 +132,15 @@ class Cascade:
     def _staged(self, run: Run) -> Steps[tuple[Given, bool | None]]:
         """Go through the plan until an answer is accepted or no stage is left; then the last answer is the answer."""
         answered: Given | None = None
-        done: set[str] = set()
-        for stage, wanted in enumerate(run.decision.plan):
-            if wanted in done or (answered is not None and not self.live.affords(run, wanted)):
-                continue  # a fallback of an earlier stage has answered already, or the budget is used up
+        plan = run.decision.plan
+        for stage, wanted in enumerate(plan):
+            rejected = run.failed.get(wanted) == REJECTED
+            if rejected and wanted not in plan[:stage]:
+                continue  # it has answered already, as the fallback of an earlier stage
+            if answered is not None and not self.live.affords(run, wanted):
+                continue
+            if rejected:
+                del run.failed[wanted]  # the plan calls it a second time
             try:
                 given = yield from self._answered(run, wanted, stage)
             except (AttemptsFailedError, BudgetExceededError):
@@ -148,8 +153,7 @@ class Cascade:
             run.attempts[-1] = dataclasses.replace(run.attempts[-1], verdict=verdict)
             self.live.telemetry.attempted(run.attempts[-1], run.decision)
             answered = given
-            done.add(given.model)
-            run.failed[given.model] = "its answer was rejected"
+            run.failed[given.model] = REJECTED
             if verdict is None or verdict.accepted:
                 return given, None if verdict is None else True
         assert answered is not None

@@ -58,6 +58,7 @@ QUALITY = Kind(
     lambda v: v if isinstance(v, str) else float(v),
 )
 COUNT = Kind("a whole number >= 1", lambda v: is_count(v) and v >= 1, int)
+STAGES = Kind("a whole number in 1..4", lambda v: is_count(v) and 1 <= v <= 4, int)
 COUNT_OR_ZERO = Kind("a whole number >= 0", lambda v: is_count(v) and v >= 0, int)
 FLAG = Kind("true or false", lambda v: isinstance(v, bool), bool)
 MAPPING = Kind("a mapping", lambda v: isinstance(v, Mapping) and all(isinstance(k, str) for k in v), dict)

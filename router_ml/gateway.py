@@ -28,7 +28,7 @@ from router_ml.errors import (
     RequestError,
     brief,
 )
-from router_ml.live import Course, LiveRouter
+from router_ml.live import REJECTED, Course, LiveRouter
 from router_ml.request import RouteDecision
 from router_ml.verification import check
 
@@ -252,7 +252,7 @@ class Gateway:
             self.live.telemetry.attempted(attempt, exchange.decision)
             if verdict is None or verdict.accepted or exchange.pinned or call is None:
                 break
-            exchange.failed[attempt.model] = "its answer was rejected"
+            exchange.failed[attempt.model] = REJECTED
             plan = exchange.decision.plan
             stage = next((i for i, model in enumerate(plan) if model not in exchange.failed), None)
             if stage is None or not self.live.affords(exchange, plan[stage]):

@@ -46,6 +46,7 @@ T = TypeVar("T")
 
 DAY_S = 86_400
 BACKOFF_S, LONGEST_BACKOFF_S = 0.25, 8.0
+REJECTED = "its answer was rejected"  # why a model is not called again, unless the plan says so
 LONGEST_WAIT_S = 2.0  # a provider that asks for a longer pause is left for another model, if there is one
 
 logger = logging.getLogger("router_ml")

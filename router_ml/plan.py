@@ -26,23 +26,26 @@ Ints = NDArray[np.intp]
 
 MAX_STAGES = 4
 MAX_CANDIDATES = 12  # above, candidates that no clairvoyant would call are left out first
-ALL_STAGES = 5  # so few candidates are tried in every order and length
-_TIE = 1e-9  # a probability is what was wanted up to rounding
+ALL_STAGES = 5  # up to so many candidates, plans may call all of them
+_TIE = 1e-6  # a probability is what was wanted up to the rounding of the table of ``dependence``
 
 
 class Goal(NamedTuple):
     """What a plan is for.
 
     :param failure_cost_usd: if given, the plan minimises expected cost plus this times the probability of failure.
-    :param min_quality: else, it is the cheapest whose probability of success is at least this; or, if none reaches it, the
-        likeliest.
+    :param min_quality: else, it is the cheapest whose probability of success is at least this; or, if none reaches it,
+        the likeliest.
     :param budget_usd: most that all stages together may be expected to cost. :param max_latency_s: or to take.
+    :param last_resort: index in the pool of a model that every plan must hold, if it is a candidate and within budget
+        and time, so that no rejected answer is the end before that one was asked. None: a plan ends where it is best.
     """
 
     failure_cost_usd: float | None = None
     min_quality: float = 0.0
     budget_usd: float | None = None
     max_latency_s: float | None = None
+    last_resort: int | None = None
 
 
 class Plan(NamedTuple):
@@ -91,7 +94,8 @@ class Candidates:
         seconds = [0.0] * len(self.models) if latency_s is None else [s or 0.0 for s in latency_s]
         self.latency_s = np.array(seconds) + verifier.latency_s
         self.weights = dependence.weights
-        self.right = dependence.given_difficulty(self.models, np.array(p, dtype=np.float64))
+        self.p = np.array(p, dtype=np.float64)
+        self.right = dependence.given_difficulty(self.models, self.p)
         self.accept = verifier.true_accept, verifier.false_accept
         self.retry_correlation = retry_correlation
 
@@ -104,20 +108,25 @@ class Candidates:
         rows = list(kept)
         out.__dict__ |= self.__dict__ | {
             "models": tuple([self.models[i] for i in rows]), "cost": self.cost[rows],
-            "latency_s": self.latency_s[rows], "right": self.right[rows],
+            "latency_s": self.latency_s[rows], "p": self.p[rows], "right": self.right[rows],
         }  # fmt: skip
         return out
 
 
-def best_plans(candidates: Candidates, goal: Goal, *, first: int | None = None, max_stages: int = MAX_STAGES) -> Plans:
-    """The best plan, by looking at every sequence of at most ``max_stages`` models (five, if there are only five).
+def best_plans(
+    candidates: Candidates, goal: Goal, *, first: int | None = None, max_stages: int | None = None
+) -> Plans:  # fmt: skip
+    """The best plan, by looking at every sequence of models.
 
+    :param max_stages: most calls in a sequence; None: ``MAX_STAGES``, or as many as there are candidates up to
+        ``ALL_STAGES``.
     :param first: index in the pool of the model that must be called first; None: any.
     :raises ValueError: if no single candidate is within the goal's budget and time.
     """
     if len(candidates) > MAX_CANDIDATES:
-        candidates = candidates.take(shortlist(candidates, goal, keep=first))
-    found = _Search(candidates, max_stages)
+        candidates = candidates.take(shortlist(candidates, goal, keep=(first, goal.last_resort)))
+    n = len(candidates)
+    found = _Search(candidates, max_stages or (n if n <= ALL_STAGES else MAX_STAGES))
     value = found.value(goal)
     if first is not None:
         value = np.where(found.sequences.first == candidates.models.index(first), value, np.inf)
@@ -142,13 +151,15 @@ class _Sequences(NamedTuple):
     last: tuple[Ints, ...]  # per length: its last letter
     blocked: Array  # (N, letters) infinity where the letter may not end the sequence, else 0
     first: Ints  # (N, letters) first model of each sequence
+    holds: NDArray[np.bool_]  # (n, N, letters) whether the model is in the sequence
 
 
 @cache
 def _sequences(n: int, max_stages: int, retries: bool) -> _Sequences:
     letters = 2 * n if retries else n
     level: list[tuple[int, ...]] = [()]
-    parents, lasts, prefixes = [], [], [()]
+    parents, lasts = [], []
+    prefixes: list[tuple[int, ...]] = [()]
     for _ in range(max_stages - 1):
         grown = [(i, (*word, a)) for i, word in enumerate(level) for a in range(letters) if _may_follow(word, a, n)]
         if not grown:
@@ -159,7 +170,11 @@ def _sequences(n: int, max_stages: int, retries: bool) -> _Sequences:
         prefixes += level
     allowed = np.array([[_may_follow(word, a, n) for a in range(letters)] for word in prefixes])
     first = np.array([[(word[0] if word else a) % n for a in range(letters)] for word in prefixes], dtype=np.intp)
-    return _Sequences(tuple(parents), tuple(lasts), np.where(allowed, 0.0, np.inf), first)
+    within = np.array([[model in {a % n for a in word} for word in prefixes] for model in range(n)])
+    ends = np.arange(letters) % n == np.arange(n)[:, None]
+    return _Sequences(
+        tuple(parents), tuple(lasts), np.where(allowed, 0.0, np.inf), first, within[:, :, None] | ends[:, None, :]
+    )
 
 
 def _may_follow(word: tuple[int, ...], letter: int, n: int) -> bool:
@@ -172,9 +187,8 @@ class _Search:
     def __init__(self, candidates: Candidates, max_stages: int) -> None:
         n = len(candidates)
         retries = candidates.retry_correlation < 1.0
-        stages = max(n, 1) if n <= ALL_STAGES and max_stages >= MAX_STAGES else max_stages
         self.candidates = candidates
-        self.sequences = _sequences(n, stages + retries, retries)
+        self.sequences = _sequences(n, max_stages, retries)
         self.accepted_right, self.last_right, self.rejected = _letters(candidates, retries)
         self.call_cost = np.concatenate([candidates.cost, candidates.cost]) if retries else candidates.cost
         self._reach: list[Array] = []
@@ -196,21 +210,17 @@ class _Search:
 
     def value(self, goal: Goal) -> Array:
         """What the best sequence has the least of; infinity where a sequence is not allowed."""
-        value = self._objective(goal) + self.sequences.blocked
+        blocked = self.sequences.blocked
         for limit, each in ((goal.budget_usd, self.candidates.cost), (goal.max_latency_s, self.candidates.latency_s)):
             if limit is not None:
-                value = np.where(self._worst(each) <= limit * (1.0 + _TIE), value, np.inf)
-        return value
-
-    def _objective(self, goal: Goal) -> Array:
+                blocked = np.where(self._worst(each) <= limit * (1.0 + 1e-9), blocked, np.inf)
+        if goal.last_resort in self.candidates.models:
+            holding = np.where(self.sequences.holds[self.candidates.models.index(goal.last_resort)], blocked, np.inf)
+            blocked = holding if np.isfinite(holding.min()) else blocked
         if goal.failure_cost_usd is not None:
-            out: Array = self.cost - goal.failure_cost_usd * self.p_success
-            return out
-        enough = self.p_success >= goal.min_quality - _TIE
-        allowed = self.sequences.blocked == 0.0
-        if (enough & allowed).any():
-            return np.where(enough, self.cost, np.inf)
-        return -self.p_success
+            return self.cost - goal.failure_cost_usd * self.p_success + blocked
+        enough = np.where(self.p_success >= goal.min_quality - _TIE, self.cost + blocked, np.inf)
+        return enough if np.isfinite(enough.min()) else blocked - self.p_success
 
     def _worst(self, each: Array) -> Array:
         """Sum over all stages, called or not."""
@@ -240,8 +250,11 @@ class _Search:
             p_stage.append(float(u @ self.last_right[a]) / max(reach[-1], 1e-300))
             u = u * self.rejected[a]
         models = tuple([self.candidates.models[a % len(self.candidates)] for a in letters])
-        cost, p = float(self.cost.flat[where]), float(self.p_success.flat[where])
-        return Plan(models, min(1.0, p), cost, tuple(reach), tuple(p_stage))
+        if depth == 0:  # exactly what the classifier said
+            p = p_stage[0] = float(self.candidates.p[letter])
+        else:
+            p = min(1.0, float(self.p_success.flat[where]))
+        return Plan(models, p, float(self.cost.flat[where]), tuple(reach), tuple(p_stage))
 
 
 def _letters(candidates: Candidates, retries: bool) -> tuple[Array, Array, Array]:
@@ -262,19 +275,22 @@ def _letters(candidates: Candidates, retries: bool) -> tuple[Array, Array, Array
     )
 
 
-def shortlist(candidates: Candidates, goal: Goal, *, keep: int | None = None, limit: int = MAX_CANDIDATES) -> list[int]:
-    """Positions of the candidates that matter most, in their order: for known difficulty and several prices of a failure,
-    those that Weitzman's rule calls first are taken first.
+def shortlist(
+    candidates: Candidates, goal: Goal, *, keep: Sequence[int | None] = (), limit: int = MAX_CANDIDATES
+) -> list[int]:  # fmt: skip
+    """Positions of the candidates that matter most, in their order.
 
-    :param keep: index in the pool of one to keep whatever happens.
+    Those come first that Weitzman's rule calls first for some known difficulty and some price of a failure.
+
+    :param keep: indices in the pool of models to keep whatever happens.
     """
     true_accept, false_accept = candidates.accept
     right = candidates.right
     stop = right * true_accept + (1.0 - right) * false_accept
     alone = right @ candidates.weights
     likeliest = int(np.argmax(alone))
-    taken = [likeliest, int(np.argmin(candidates.cost))]
-    taken += [i for i, model in enumerate(candidates.models) if model == keep]
+    taken = [i for i, model in enumerate(candidates.models) if model in keep]
+    taken += [likeliest, int(np.argmin(candidates.cost))]
     dear = float(candidates.cost[likeliest] / max(alone[likeliest], 1e-9))
     prices = [goal.failure_cost_usd] if goal.failure_cost_usd is not None else [dear * 4.0**k for k in range(-2, 4)]
     ranks = []
@@ -287,13 +303,13 @@ def shortlist(candidates: Candidates, goal: Goal, *, keep: int | None = None, li
         ranks.append(np.argsort(np.argsort(-(price * right - candidates.cost[:, None]), axis=0), axis=0))
     best_rank = np.min(np.concatenate(ranks, axis=1), axis=1)
     taken += [int(i) for i in np.lexsort((-alone, best_rank))]
-    return sorted(dict.fromkeys(taken).keys() if limit >= len(right) else list(dict.fromkeys(taken))[:limit])
+    return sorted(list(dict.fromkeys(taken))[:limit])
 
 
 def lower_bound(candidates: Candidates, failure_cost_usd: float) -> float:
     """What no plan's loss can be below: a clairvoyant who knows the difficulty, for whom Weitzman's rule is optimal.
 
-    Expected over the nodes of difficulty. Any number of stages; the last model may be one that was rejected before.
+    Expected over the nodes of difficulty, with any number of stages.
 
     :return: expected USD of calls, checks and failures.
     """
@@ -303,11 +319,13 @@ def lower_bound(candidates: Candidates, failure_cost_usd: float) -> float:
         right = candidates.right[:, k]
         stop = right * true_accept + (1.0 - right) * false_accept
         gain = failure_cost_usd * right * true_accept - candidates.cost
-        value = float((failure_cost_usd * right - candidates.cost).max())
         index = gain / np.maximum(stop, 1e-300)
-        # backwards: a box is worth opening while its index is above the value of what follows (Weitzman 1979)
-        for i in np.argsort(index, kind="stable"):
-            if index[i] > value:
-                value = float(gain[i] + (1.0 - stop[i]) * value)
-        total += weight * (failure_cost_usd - value)
+        best = -np.inf
+        for last, value in enumerate((failure_cost_usd * right - candidates.cost).tolist()):
+            # backwards: a box is worth opening while its index is above the value of what follows (Weitzman 1979)
+            for i in np.argsort(index, kind="stable").tolist():
+                if i != last and index[i] > value:
+                    value = gain[i] + (1.0 - stop[i]) * value
+            best = max(best, value)
+        total += weight * (failure_cost_usd - best)
     return total

@@ -4,6 +4,9 @@ The steps, in order: guards remove candidates, each with a sentence; a pin decid
 failure has a price; else the cheapest candidate likely enough; else escalation. A budget may then force a weaker
 choice, which is marked as degraded, and exploration may replace the choice with a known probability.
 
+Where the answer will be checked, a plan of several models decides in place of the last three rules: the one of lowest
+expected loss, or the cheapest that is likely enough as a whole.
+
 Whether a person supervises the answer is a feature of the request, for the classifier; it moves no threshold here.
 """
 
@@ -14,10 +17,13 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from router_ml.dependence import DEFAULT_LOADING, Dependence
 from router_ml.errors import BudgetExceededError, NoEligibleModelError, RequestError, RouterError
 from router_ml.guards import Guards, barred_by
+from router_ml.plan import Plan
+from router_ml.planning import Planned, Planner
 from router_ml.pool import ModelPool, Rule
-from router_ml.request import Reason, ReasonCode, RouteRequest, Trace
+from router_ml.request import Objective, Reason, ReasonCode, RouteRequest, Trace, VerifierSpec
 
 
 class Terms(NamedTuple):
@@ -30,6 +36,7 @@ class Terms(NamedTuple):
     :param threshold: probability of success wanted, in [0, 1], or "escalation".
     :param threshold_rule: the rule that the threshold is from; None: the request or the pool.
     :param pin_rule: the rule that the pin is from; None: the request.
+    :param min_quality: probability of success wanted of a whole plan, or "escalation".
     """
 
     barred: tuple[str | None, ...]
@@ -40,6 +47,7 @@ class Terms(NamedTuple):
     budget_usd: float | None
     pin: str | None
     pin_rule: str | None
+    min_quality: float | Literal["escalation"] = "escalation"
 
 
 class Choice(NamedTuple):
@@ -51,6 +59,9 @@ class Choice(NamedTuple):
     :param threshold: probability of success that was asked for; a pin or a failure cost decides without it.
     :param expected_cost_usd: for each model, less what the prompt cache of ``current_model`` saves.
     :param pinned: the request or a rule named the model, so no other may answer.
+    :param objective: what the decision was made by.
+    :param plan: models in the order of calling; ``model`` alone where nothing checks the answer.
+    :param second: where a plan decided, the best that begins with another model.
     """
 
     model: int
@@ -62,7 +73,10 @@ class Choice(NamedTuple):
     propensity: float
     threshold: float
     expected_cost_usd: tuple[float, ...]
-    pinned: bool = False
+    pinned: bool
+    objective: Objective
+    plan: Plan
+    second: Plan | None
 
 
 class Cap(NamedTuple):
@@ -100,16 +114,34 @@ class _Pick(NamedTuple):
     text: str
     escalated: bool = False
     degraded: bool = False
+    planned: Planned | None = None
+
+
+class _Options(NamedTuple):
+    """What there is to choose from: models by index, numbers per model of the pool."""
+
+    terms: Terms
+    threshold: float
+    p: Sequence[float]
+    cost: Sequence[float]
+    latency_s: Sequence[float | None]
+    eligible: list[int]
+    affordable: list[int]
+    cap: Cap | None
+    verifier: VerifierSpec | None
 
 
 class Policy:
     """The decision rule of one pool; tables that a decision needs are made here, once.
 
     :param pool: its order of models is the order of every sequence here.
+    :param dependence: how the successes of its models hang together; None: as it is for models of which nothing is
+        known.
     """
 
-    def __init__(self, pool: ModelPool) -> None:
+    def __init__(self, pool: ModelPool, dependence: Dependence | None = None) -> None:
         self.pool = pool
+        self._planner = Planner(pool, dependence or Dependence([DEFAULT_LOADING] * len(pool.models)))
         self._names = pool.names
         self._index = {name: i for i, name in enumerate(self._names)}
         self._escalation = self._index[pool.escalation_model]
@@ -140,7 +172,12 @@ class Policy:
         if request.pin is not None:
             terms = terms._replace(pin=request.pin, pin_rule=None)
         if request.min_quality is not None:
-            terms = terms._replace(threshold=request.min_quality, threshold_rule=None, failure_cost_usd=None)
+            terms = terms._replace(
+                threshold=request.min_quality,
+                threshold_rule=None,
+                min_quality=request.min_quality,
+                failure_cost_usd=None,
+            )
         if request.failure_cost_usd is not None:
             terms = terms._replace(failure_cost_usd=request.failure_cost_usd)
         if request.max_latency_s is not None:
@@ -189,27 +226,59 @@ class Policy:
         eligible = [i for i, why in enumerate(excluded) if why is None]
         cap = _tightest(terms.budget_usd, live.cap)
         affordable = eligible if cap is None else _afford(cap.left_usd, cost, eligible, excluded)
-        threshold = p_success[self._escalation] if isinstance(terms.threshold, str) else float(terms.threshold)
-        if terms.pin is not None:
-            pick = self._pinned(terms.pin, terms.pin_rule, excluded)
-        elif not affordable:
+        if terms.pin is None and not affordable:
             if eligible and cap is not None and cap is live.cap:
                 raise BudgetExceededError(*cap, min(cost[i] for i in eligible))
             raise NoEligibleModelError({name: why or "" for name, why in zip(self._names, excluded, strict=True)})
-        else:
-            pick = self._pick(terms, threshold, p_success, cost, eligible)
-            if cap is not None and excluded[pick.model] is not None:
-                if self.pool.budgets.on_exceeded == "refuse":
-                    raise BudgetExceededError(*cap, cost[pick.model])
-                pick = self._degrade(pick, p_success, cost, affordable)
+        threshold = p_success[self._escalation] if isinstance(terms.threshold, str) else float(terms.threshold)
+        options = _Options(terms, threshold, p_success, cost, worst, eligible, affordable, cap, _reliability(request))
         propensity = 1.0
-        if rng is not None and self.pool.exploration > 0.0 and terms.pin is None:
-            pick, propensity = self._explore(pick, affordable, rng)
-        reason = Reason(pick.code, pick.text + note)
+        if terms.pin is not None:
+            pick = self._pinned(terms.pin, terms.pin_rule, excluded)
+        else:
+            pick = self._within_cap(options, self._wanted(options))
+            if rng is not None and self.pool.exploration > 0.0:
+                pick, propensity = self._explore(options, pick, rng)
+        plans = pick.planned.plans if pick.planned is not None else None
         return Choice(
-            pick.model, pick.escalated, pick.degraded, reason, tuple(excluded), latency, propensity, threshold, cost,
-            terms.pin is not None,
+            pick.model, pick.escalated, pick.degraded, Reason(pick.code, pick.text + note), tuple(excluded), latency,
+            propensity, threshold, cost, terms.pin is not None, self._objective(options),
+            plans.best if plans is not None else self._single(options, pick.model),
+            plans.second if plans is not None else None,
         )  # fmt: skip
+
+    def _wanted(self, options: _Options) -> _Pick:
+        """The choice if money were no matter."""
+        if options.verifier is not None and (planned := self._plan(options, options.eligible)) is not None:
+            return self._of_plan(planned)
+        return self._pick(options.terms, options.threshold, options.p, options.cost, options.eligible)
+
+    def _plan(self, options: _Options, models: list[int], *, first: int | None = None) -> Planned | None:
+        assert options.verifier is not None
+        cap = options.cap
+        budget = cap.left_usd if cap is not None and models is options.affordable else None
+        return self._planner.plan(
+            options.terms, options.verifier, options.p, options.cost, options.latency_s, models, budget_usd=budget,
+            first=first,
+        )  # fmt: skip
+
+    def _of_plan(self, planned: Planned) -> _Pick:
+        model = planned.plan.models[0]
+        escalated = model == self._escalation and planned.code is not ReasonCode.LOWEST_EXPECTED_LOSS
+        return _Pick(model, planned.code, planned.text, escalated, planned=planned)
+
+    def _objective(self, options: _Options) -> Objective:
+        if options.terms.pin is not None:
+            return Objective("pinned", None)
+        if options.terms.failure_cost_usd is not None:
+            return Objective("failure_cost", options.terms.failure_cost_usd)
+        if options.verifier is not None:
+            return Objective("min_quality", self._planner.goal(options.terms, options.p, None).min_quality)
+        return Objective("threshold", options.threshold)
+
+    def _single(self, options: _Options, model: int) -> Plan:
+        check = 0.0 if options.verifier is None else options.verifier.cost_usd
+        return Plan((model,), options.p[model], options.cost[model] + check, (1.0,), (options.p[model],))
 
     def _pinned(self, pin: str, rule: str | None, excluded: list[str | None]) -> _Pick:
         model = self._index[pin]
@@ -261,23 +330,38 @@ class Policy:
             return self._escalation, True
         return max(eligible, key=lambda i: (p[i], -cost[i])), True
 
-    def _degrade(self, wanted: _Pick, p: Sequence[float], cost: Sequence[float], affordable: list[int]) -> _Pick:
-        model = max(affordable, key=lambda i: (p[i], -cost[i]))
+    def _within_cap(self, options: _Options, wanted: _Pick) -> _Pick:
+        """The wanted choice, or a weaker one where a cap forbids it: no plan may cost more if it comes to the worst."""
+        cap, p, cost = options.cap, options.p, options.cost
+        if cap is None:
+            return wanted
+        stages = (wanted.model,) if wanted.planned is None else wanted.planned.plan.models
+        check = 0.0 if options.verifier is None or len(stages) == 1 else options.verifier.cost_usd
+        if wanted.model in options.affordable and sum(cost[i] + check for i in stages) <= cap.left_usd:
+            return wanted
+        if wanted.model not in options.affordable and self.pool.budgets.on_exceeded == "refuse":
+            raise BudgetExceededError(*cap, cost[wanted.model])
+        name = self._names[wanted.model] if wanted.planned is None else self._planner.text(wanted.planned.plan)
+        if options.verifier is not None and (planned := self._plan(options, options.affordable)) is not None:
+            text = f"{name} was wanted but may go over budget; within it {self._planner.text(planned.plan)} is best"
+            return _Pick(planned.plan.models[0], ReasonCode.BUDGET, text, degraded=True, planned=planned)
+        model = max(options.affordable, key=lambda i: (p[i], -cost[i]))
         text = (
-            f"{self._names[wanted.model]} was wanted but is over budget; of the models within it "
+            f"{name} was wanted but is over budget; of the models within it "
             f"{self._names[model]} is the likeliest to succeed ({p[model]:.3f})"
         )
         return _Pick(model, ReasonCode.BUDGET, text, degraded=True)
 
-    def _explore(self, greedy: _Pick, affordable: list[int], rng: random.Random) -> tuple[_Pick, float]:
+    def _explore(self, options: _Options, greedy: _Pick, rng: random.Random) -> tuple[_Pick, float]:
         """Epsilon-greedy choice and its propensity: the mixture of the uniform and the greedy policy."""
-        epsilon = self.pool.exploration
+        epsilon, affordable = self.pool.exploration, options.affordable
         chance = epsilon / len(affordable)
         model = rng.choice(affordable) if rng.random() < epsilon else greedy.model
         if model == greedy.model:
             return greedy, chance + (1.0 - epsilon)
         text = f"exploration took {self._names[model]} in place of {self._names[greedy.model]}"
-        return _Pick(model, ReasonCode.EXPLORATION, text, degraded=greedy.degraded), chance
+        planned = None if options.verifier is None else self._plan(options, affordable, first=model)
+        return _Pick(model, ReasonCode.EXPLORATION, text, degraded=greedy.degraded, planned=planned), chance
 
     def less_cache(self, request: RouteRequest, trace: Trace, cost: Sequence[float]) -> tuple[float, ...]:
         """Expected cost of each model, less what the prompt cache of ``current_model`` saves."""
@@ -334,6 +418,11 @@ class Policy:
                 )
 
 
+def _reliability(request: RouteRequest) -> VerifierSpec | None:
+    verifier = request.verifier
+    return verifier if verifier is None or isinstance(verifier, VerifierSpec) else verifier.spec
+
+
 def _merge(pool: ModelPool, task: str | None, segment: str | None) -> Terms:
     """Rules of a task and a segment, nearest level first, as one."""
     rules: list[tuple[str, Rule]] = []
@@ -350,7 +439,8 @@ def _merge(pool: ModelPool, task: str | None, segment: str | None) -> Terms:
     for who, rule in reversed(rules):  # from far to near, so that the nearest is written last
         threshold = rule.confidence_threshold if rule.min_quality is None else rule.min_quality
         if threshold is not None:
-            terms = terms._replace(threshold=threshold, threshold_rule=who, failure_cost_usd=None)
+            wanted = "escalation" if rule.min_quality is None else rule.min_quality
+            terms = terms._replace(threshold=threshold, threshold_rule=who, min_quality=wanted, failure_cost_usd=None)
         if rule.failure_cost_usd is not None:
             terms = terms._replace(failure_cost_usd=rule.failure_cost_usd)
         if rule.max_latency_s is not None:

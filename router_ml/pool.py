@@ -31,6 +31,7 @@ from router_ml.configuration import (
     POSITIVE_SHARE,
     QUALITY,
     SHARE,
+    STAGES,
     Checked,
     Kind,
     build,
@@ -187,6 +188,23 @@ class Cache(Checked):
 
 
 @dataclass(frozen=True, slots=True)
+class Planning(Checked):
+    """What plans may look like, where answers are checked.
+
+    :param last_resort: whether a plan that is wanted to reach a quality holds the escalation model, so that it answers
+        where all others are rejected. If not, the plan ends where it is likely enough. Where a failure has a price,
+        that price decides.
+    :param max_stages: most models that a plan calls one after another; None: 4, or all where there are at most 5.
+    :param retry_correlation: probability that a second answer of a model is as right or wrong as its first. 1: no plan
+        calls a model twice. Not measured anywhere yet; below 1 only where answers are sampled at a temperature above 0.
+    """
+
+    last_resort: bool = of(FLAG, True)
+    max_stages: int | None = of(STAGES, None)
+    retry_correlation: float = of(SHARE, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Rule(Checked):
     """What holds for the requests of one task or one segment.
 
@@ -250,6 +268,7 @@ class ModelPool(Checked):
     exploration: float = of(SHARE, 0.0)
     budgets: Budgets = field(default_factory=Budgets)
     cache: Cache = field(default_factory=Cache)
+    plan: Planning = field(default_factory=Planning)
     tasks: Mapping[str, Rule] = of(MAPPING, dict)
     segments: Mapping[str, Rule] = of(MAPPING, dict)
 
@@ -349,7 +368,7 @@ class ModelPool(Checked):
 
 
 _SECTIONS: dict[str, Any] = {
-    "context": Context, "fallback": Fallback, "breaker": Breaker, "budgets": Budgets, "cache": Cache,
+    "context": Context, "fallback": Fallback, "breaker": Breaker, "budgets": Budgets, "cache": Cache, "plan": Planning,
 }  # fmt: skip
 
 

@@ -166,6 +166,7 @@ class ReasonCode(enum.StrEnum):
     """Why a model was chosen."""
 
     CHEAPEST_LIKELY = "cheapest_likely"
+    CHEAPEST_PLAN = "cheapest_plan"
     LOWEST_EXPECTED_LOSS = "lowest_expected_loss"
     LOW_CONFIDENCE = "low_confidence"
     RULE = "rule"
@@ -205,9 +206,45 @@ class Evidence(NamedTuple):
     note: str
 
 
+class Objective(NamedTuple):
+    """What the decision was made by.
+
+    :param kind: "threshold", "failure_cost", "min_quality" (of a whole plan) or "pinned".
+    :param value: probability wanted, or US dollars that a failure costs; None for "pinned".
+    """
+
+    kind: Literal["threshold", "failure_cost", "min_quality", "pinned"]
+    value: float | None
+
+
+class Stage(NamedTuple):
+    """One call of a plan.
+
+    :param p_reached: probability that it is made: that every answer before it is rejected.
+    :param p_success: P(its answer is right | it is made). Below the candidate's own, because what another model failed
+        at is hard.
+    """
+
+    model: str
+    p_reached: float
+    p_success: float
+
+
+class PlanOption(NamedTuple):
+    """A plan that was not taken."""
+
+    models: tuple[str, ...]
+    p_success: float
+    expected_cost_usd: float
+
+
 @dataclass(frozen=True, slots=True)
 class RouteDecision:
-    """Where a request goes, how likely it is to succeed there, and why."""
+    """Where a request goes, how likely it is to succeed there, and why.
+
+    ``plan`` names the models in the order of calling and ``stages`` says how likely each call is to be made and to
+    succeed. ``second_plan`` is the best one that begins with another model, where a plan decided.
+    """
 
     decision_id: str
     model: str
@@ -224,6 +261,9 @@ class RouteDecision:
     propensity: float
     evidence: Evidence
     router_version: str
+    stages: tuple[Stage, ...] = ()
+    second_plan: PlanOption | None = None
+    objective: Objective | None = None
 
     @property
     def saving_usd(self) -> float:
@@ -238,6 +278,9 @@ class RouteDecision:
         out["plan"] = list(self.plan)
         out["params"] = dict(self.params)
         out["evidence"] = self.evidence._asdict()
+        out["stages"] = [stage._asdict() for stage in self.stages]
+        out["second_plan"] = None if self.second_plan is None else self.second_plan._asdict()
+        out["objective"] = None if self.objective is None else self.objective._asdict()
         return out
 
 

@@ -17,13 +17,23 @@ from numpy.typing import NDArray
 
 from router_ml import artifact
 from router_ml.artifact import Artifact
+from router_ml.dependence import DEFAULT_LOADING, Dependence
 from router_ml.embedding import Encoder
 from router_ml.errors import PoolError
 from router_ml.features import extract, extract_many
-from router_ml.plan import Plan, escalation_plan
+from router_ml.plan import Plan
 from router_ml.policy import Choice, Live, Policy
 from router_ml.pool import ModelPool
-from router_ml.request import Candidate, Evidence, RouteDecision, RouteRequest, Trace, VerifierSpec, read_trace
+from router_ml.request import (
+    Candidate,
+    Evidence,
+    PlanOption,
+    RouteDecision,
+    RouteRequest,
+    Stage,
+    Trace,
+    read_trace,
+)
 
 if TYPE_CHECKING:
     from router_ml.cascade import Cascade
@@ -74,7 +84,7 @@ class Router:
         self.classifier = parts.classifier
         if self.models != parts.pool.names:
             self.classifier = parts.classifier.select(_columns(parts.pool.names, self.models))
-        self._policy = Policy(self.pool)
+        self._policy = Policy(self.pool, _dependence(parts.manifest, self.models))
         self._rng = random.Random(seed)
         self._version = str(parts.manifest["router_version"])
         self._by_tokens = parts.manifest["cost_unit"] == "output_tokens"
@@ -252,10 +262,7 @@ class Router:
         index = choice.model
         model = self.models[index]
         costs = choice.expected_cost_usd
-        plan = Plan((index,), p[index], costs[index])
-        if request.verifier is not None and choice.excluded[self._escalation] is None and not choice.pinned:
-            spec = request.verifier if isinstance(request.verifier, VerifierSpec) else request.verifier.spec
-            plan = escalation_plan(index, self._escalation, p, costs, spec)
+        plan = choice.plan
         rows = zip(self.models, p, costs, choice.latency_s, choice.excluded, strict=True)
         return RouteDecision(
             decision_id=os.urandom(16).hex(),
@@ -275,7 +282,15 @@ class Router:
                 self._kind if self._n_outcomes[index] else "prior", self._n_outcomes[index], novelty, self._note
             ),
             router_version=self._version,
-        )
+            stages=tuple([
+                Stage(self.models[i], *row) for i, *row in zip(plan.models, plan.reach, plan.p_stage, strict=True)
+            ]),
+            second_plan=None if choice.second is None else self._option(choice.second),
+            objective=choice.objective,
+        )  # fmt: skip
+
+    def _option(self, plan: Plan) -> PlanOption:
+        return PlanOption(tuple([self.models[i] for i in plan.models]), plan.p_success, plan.expected_cost_usd)
 
 
 def predict_route(request: RequestLike, *, router: Router | None = None) -> RouteDecision:
@@ -349,6 +364,11 @@ def _new_cascade(router: Router) -> Cascade:
 
         log = OutcomeLog(url)
     return Cascade(router, log=log)
+
+
+def _dependence(manifest: Mapping[str, Any], models: Sequence[str]) -> Dependence:
+    loadings = manifest.get("dependence", {}).get("loadings", {})
+    return Dependence([loadings.get(name, DEFAULT_LOADING) for name in models])
 
 
 def _columns(trained: tuple[str, ...], wanted: tuple[str, ...]) -> list[int]:

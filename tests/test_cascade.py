@@ -673,12 +673,29 @@ def test_a_call_of_a_tool_is_not_checked_as_if_it_were_the_answer(make: Callable
 def test_the_budget_of_a_request_holds_for_the_whole_plan(make: Callable[..., Cascade]) -> None:
     cascade = make({CHEAP: Reply("short", Usage(1_000, 0)), STRONG: "a longer answer"})
     checked = dataclasses.replace(ASK, verifier=MinimumLength(10))
-    stage = cascade.live.expected_cost(cascade.live.read(checked), STRONG)
-    enough = dataclasses.replace(checked, budget_usd=stage + 1_000 * 0.1 / 1e6 + 1e-9)
-    assert tried(cascade.complete(enough)) == [CHEAP, STRONG]
-    short = dataclasses.replace(checked, budget_usd=stage + 1_000 * 0.1 / 1e6 - 1e-9)
-    done = cascade.complete(short)
+    reading = cascade.live.read(checked)
+    cheap, strong = (cascade.live.expected_cost(reading, model) for model in (CHEAP, STRONG))
+    assert tried(cascade.complete(dataclasses.replace(checked, budget_usd=cheap + strong))) == [CHEAP, STRONG]
+    # no plan of both may be made, and the last resort alone is within the budget
+    assert tried(cascade.complete(dataclasses.replace(checked, budget_usd=cheap + strong - 1e-9))) == [STRONG]
+
+
+def test_a_stage_is_left_out_if_the_budget_was_spent_before_it(make: Callable[..., Cascade]) -> None:
+    cascade = make({CHEAP: Reply("short", Usage(1_000_000, 0)), STRONG: "a longer answer"})  # dearer than expected
+    checked = dataclasses.replace(ASK, verifier=MinimumLength(10))
+    reading = cascade.live.read(checked)
+    budget = sum(cascade.live.expected_cost(reading, model) for model in (CHEAP, STRONG))
+    done = cascade.complete(dataclasses.replace(checked, budget_usd=budget))
     assert (tried(done), done.text, done.accepted) == ([CHEAP], "short", False)
+
+
+def test_a_plan_may_call_a_model_twice(make: Callable[..., Cascade]) -> None:
+    cascade = make({CHEAP: ["short", "a longer answer"], STRONG: "never asked"})
+    checked = dataclasses.replace(ASK, verifier=MinimumLength(10))
+    decision = dataclasses.replace(cascade.live.decide(cascade.live.read(checked)), plan=(CHEAP, CHEAP, STRONG))
+    cascade.live.decide = lambda reading: decision  # type: ignore[method-assign]
+    done = cascade.complete(checked)
+    assert (tried(done), done.text, done.accepted) == ([CHEAP, CHEAP], "a longer answer", True)
 
 
 def test_an_answer_without_usage_is_not_free(make: Callable[..., Cascade]) -> None:

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -135,10 +136,14 @@ def test_the_confidence_is_that_of_the_chosen_model(bundled: Router) -> None:
         if len(decision.plan) == 1:
             assert decision.plan_confidence == chosen.p_success
             assert decision.expected_cost_usd == chosen.expected_cost_usd
-        else:  # what a second stage adds, in probability and in cost
-            assert decision.plan == (decision.model, bundled.pool.escalation_model)
-            assert decision.plan_confidence >= 0.9 * chosen.p_success
+        else:  # what further stages add, in probability and in cost
+            assert decision.plan[0] == decision.model and decision.plan[-1] == bundled.pool.escalation_model
+            assert decision.plan_confidence >= dearest.p_success - 1e-9
             assert decision.expected_cost_usd > chosen.expected_cost_usd
+            assert [stage.model for stage in decision.stages] == list(decision.plan)
+            assert decision.stages[0].p_reached == pytest.approx(1.0)
+            assert decision.stages[0].p_success == pytest.approx(chosen.p_success)
+            assert all(a.p_reached > b.p_reached for a, b in pairwise(decision.stages))
         assert decision.baseline_cost_usd == dearest.expected_cost_usd
         assert decision.params == bundled.pool.spec(decision.model).params
 

@@ -1,8 +1,8 @@
 """Learn how the successes of models hang together, from outcomes and out-of-fold probabilities.
 
-Only requests that at least two models were tried on say anything; a log of cascades has them, because the second model is
-called where the first was rejected. Which pairs are seen depends on what was seen before, and on nothing else, so the
-likelihood of what was observed is the right one (missing at random; Rubin, Biometrika 1976).
+Only requests that at least two models were tried on say anything. A log of cascades has them: the second model is
+called where the first was rejected. Which pairs are seen then depends on what else was seen, so the likelihood of what
+was observed is the right one (missing at random; Rubin, Biometrika 1976).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from scipy.special import log_ndtr, ndtri
+from scipy.optimize import minimize  # type: ignore[import-untyped]
+from scipy.special import log_ndtr, ndtri  # type: ignore[import-untyped]
 
 from router_ml.classifier import P_FLOOR
 from router_ml.dependence import DEFAULT_LOADING, MAX_LOADING, difficulty_nodes

@@ -154,7 +154,8 @@ class SuccessEstimator(BaseEstimator):
         design = self._design(terms)
         self.shared_, self.slope_errors_ = _shared_slopes(design, y)
         self.coef_ = np.vstack([_model_slopes(design[:, j], y[:, j], self.shared_) for j in range(y.shape[1])])
-        p = np.clip(sigmoid((design * self.shared_).sum(axis=2)[known]), 1e-6, 1 - 1e-6)
+        self.out_of_fold_ = np.clip(sigmoid((design * self.shared_).sum(axis=2)), 1e-6, 1 - 1e-6)
+        p = self.out_of_fold_[known]
         return float(-(y[known] * np.log(p) + (1 - y[known]) * np.log(1 - p)).mean())
 
     def _fit_terms(self, X: Floats, y: Array, codes: NDArray[np.int64]) -> None:

@@ -19,6 +19,7 @@ from router_ml.features import FEATURE_NAMES, extract_many
 from router_ml.pool import ModelPool, ModelSpec
 from router_ml.request import ABILITIES, RouteRequest, read_trace
 from router_ml.router import Router, bundled_router_path
+from training.dependence import FittedDependence, fit_dependence
 from training.estimator import CostEstimator, RequestMap, SuccessEstimator
 from training.outcome_columns import Prompt
 from training.outcome_stored import Stored
@@ -48,12 +49,14 @@ class Representation(NamedTuple):
 
 @dataclass(frozen=True)
 class Fitted:
-    """The three fitted estimators, and the training representation's sample that they were scaled on."""
+    """The three fitted estimators, the training representation's sample that they were scaled on, and how the successes
+    of the models hang together."""
 
     request_map: RequestMap
     success: SuccessEstimator
     cost: CostEstimator
     sample: NDArray[np.float32]
+    dependence: FittedDependence | None = None
 
     def predict(self, representation: Representation, tasks: Sequence[str | None]) -> tuple[Array, Array]:
         """:return: P(success) and expected cost, each (n_requests, n_models)."""
@@ -157,12 +160,13 @@ def _fit_estimators(
     tasks: Sequence[str | None] | None, groups: Sequence[str] | None, seed: int, success_score: float,
 ) -> Fitted:  # fmt: skip
     success = np.where(np.isnan(score), np.nan, (score >= success_score).astype(float))
+    estimator = SuccessEstimator(random_state=seed).fit(phi, success, task=tasks, groups=groups)
+    # as large as the table, so it is not kept with the estimator
+    unseen = estimator.__dict__.pop("out_of_fold_")
     return Fitted(
-        request_map,
-        SuccessEstimator(random_state=seed).fit(phi, success, task=tasks, groups=groups),
-        CostEstimator(random_state=seed).fit(phi, cost, groups=groups),
-        sample,
-    )
+        request_map, estimator, CostEstimator(random_state=seed).fit(phi, cost, groups=groups), sample,
+        fit_dependence(success, unseen, seed),
+    )  # fmt: skip
 
 
 def pool_from_table(table: OutcomeTable) -> ModelPool:
@@ -258,6 +262,7 @@ def train_router(
                 "data_fingerprint": table.fingerprint(), "n_requests": table.n_requests, "n_rows": table.n_rows,
                 "seed": seed, "notes": list(targets.notes), "tasks_used": list(fitted.success.tasks_),
             },
+            "dependence": fitted.dependence.to_dict(pool.names) if fitted.dependence is not None else {},
             "metrics": metrics or {},
         },
     )  # fmt: skip
