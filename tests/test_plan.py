@@ -212,12 +212,11 @@ def test_no_plan_is_below_the_clairvoyants_bound(n: int) -> None:
 
 def test_where_difficulty_is_known_the_bound_is_what_the_best_plan_loses() -> None:
     problem = Problem(np.random.default_rng(3), 5)
-    problem.verifier = PERFECT  # no answer that was rejected is asked for again
     problem.loadings[:] = 0.0
     candidates = problem.candidates()
     for price in (0.1, 1.0, 10.0):
         best = best_plans(candidates, Goal(failure_cost_usd=price)).best
-        assert best.loss(price) == pytest.approx(lower_bound(candidates, price), rel=0.01)
+        assert best.loss(price) == pytest.approx(lower_bound(candidates, price), rel=1e-4)
 
 
 def test_four_stages_of_many_candidates_lose_little_against_any_number() -> None:
@@ -226,13 +225,8 @@ def test_four_stages_of_many_candidates_lose_little_against_any_number() -> None
     for _ in range(8):
         candidates = Problem(rng, 8).candidates()
         for price in (0.1, 1.0, 10.0):
-            least = brute_force.least_loss(
-                candidates.right.tolist(),
-                candidates.weights.tolist(),
-                candidates.cost.tolist(),
-                candidates.accept,
-                price,
-            )
+            right, weights, cost = (a.tolist() for a in (candidates.right, candidates.weights, candidates.cost))
+            least = brute_force.least_loss(right, weights, cost, candidates.accept, price)
             loss = best_plans(candidates, Goal(failure_cost_usd=price)).best.loss(price)
             assert loss >= least - 1e-6
             over.append(loss / least - 1.0)
