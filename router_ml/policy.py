@@ -4,7 +4,8 @@ The steps, in order: guards remove candidates, each with a sentence; a pin decid
 failure has a price; else the cheapest candidate likely enough; else escalation. A budget may then force a weaker
 choice, which is marked as degraded, and exploration may replace the choice with a known probability.
 
-Whether a person supervises the answer is a feature of the request, for the classifier; it moves no threshold here.
+Whether a person supervises the answer is a feature of the request, for the classifier. It moves no threshold here, but
+the pool's rules may price a failure by it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from router_ml.errors import BudgetExceededError, NoEligibleModelError, RequestError, RouterError
+from router_ml.failure_cost import first_fit
 from router_ml.guards import Guards, barred_by
 from router_ml.pool import ModelPool, Rule
 from router_ml.request import Reason, ReasonCode, RouteRequest, Trace
@@ -24,12 +26,16 @@ class Terms(NamedTuple):
     """What binds one request: its own limits, then the rules of its segment, of its task and of the pool.
 
     The nearest level wins for single values; allow lists intersect, deny lists and abilities unite, the smallest
-    budget counts. A threshold at a nearer level overrides a failure cost further away, since each says how to choose.
+    budget counts. A threshold at a nearer level overrides a failure cost further away, since each says how to choose:
+    the request's ``failure_cost_usd``, else its ``min_quality``, else what its segment and task say, else the first
+    of the pool's ``failure_costs`` that fits, else the pool's threshold.
 
     :param barred: for each model, the sentence of the rule that bars it whatever the request says, or None.
     :param threshold: probability of success wanted, in [0, 1], or "escalation".
     :param threshold_rule: the rule that the threshold is from; None: the request or the pool.
     :param pin_rule: the rule that the pin is from; None: the request.
+    :param failure_cost_rule: the rule that the failure cost is from, with what in the request it goes by; None: the
+        request, or there is none.
     """
 
     barred: tuple[str | None, ...]
@@ -40,6 +46,7 @@ class Terms(NamedTuple):
     budget_usd: float | None
     pin: str | None
     pin_rule: str | None
+    failure_cost_rule: str | None = None
 
 
 class Choice(NamedTuple):
@@ -127,8 +134,8 @@ class Policy:
             for segment in (None, *pool.segments)
         }
 
-    def terms(self, request: RouteRequest) -> Terms:
-        """What binds the request: its own limits and the rules of its task and segment.
+    def terms(self, request: RouteRequest, trace: Trace) -> Terms:
+        """What binds the request: its own limits, the rules of its task and segment, and those of the pool.
 
         :raises RequestError: if ``pin``, ``allow`` or ``deny`` names a model that the pool does not have.
         """
@@ -139,10 +146,16 @@ class Policy:
             self._check_known(request)
         if request.pin is not None:
             terms = terms._replace(pin=request.pin, pin_rule=None)
-        if request.min_quality is not None:
-            terms = terms._replace(threshold=request.min_quality, threshold_rule=None, failure_cost_usd=None)
         if request.failure_cost_usd is not None:
-            terms = terms._replace(failure_cost_usd=request.failure_cost_usd)
+            terms = terms._replace(failure_cost_usd=request.failure_cost_usd, failure_cost_rule=None)
+        elif request.min_quality is not None:
+            terms = terms._replace(failure_cost_usd=None, failure_cost_rule=None)
+        elif terms.failure_cost_usd is None and terms.threshold_rule is None:
+            price = first_fit(pool.failure_costs, request, trace)
+            if price is not None:
+                terms = terms._replace(failure_cost_usd=price[0], failure_cost_rule=price[1])
+        if request.min_quality is not None:
+            terms = terms._replace(threshold=request.min_quality, threshold_rule=None)
         if request.max_latency_s is not None:
             terms = terms._replace(max_latency_s=request.max_latency_s)
         if request.budget_usd is not None:
@@ -175,7 +188,7 @@ class Policy:
         """
         self._check_numbers(p_success, expected_cost)
         live = live or NOTHING_LIVE
-        terms = self.terms(request)
+        terms = self.terms(request, trace)
         cost = self.less_cache(request, trace, expected_cost)
         latency = worst = self._guards.latency(request, expected_output_tokens)
         if live.latency_s:
@@ -230,7 +243,7 @@ class Policy:
             return _Pick(
                 model, ReasonCode.LOWEST_EXPECTED_LOSS,
                 f"{self._names[model]} has the lowest expected loss, {loss[model]:.6g} USD, where a failure costs "
-                f"{failure_cost:.6g} USD",
+                f"{failure_cost:.6g} USD" + (f", by {terms.failure_cost_rule}" if terms.failure_cost_rule else ""),
             )  # fmt: skip
         model, escalated = self._cheapest_likely(threshold, p, cost, eligible)
         asked = f"{threshold:.3f}" + (f", asked by {terms.threshold_rule}" if terms.threshold_rule else "")
@@ -350,9 +363,11 @@ def _merge(pool: ModelPool, task: str | None, segment: str | None) -> Terms:
     for who, rule in reversed(rules):  # from far to near, so that the nearest is written last
         threshold = rule.confidence_threshold if rule.min_quality is None else rule.min_quality
         if threshold is not None:
-            terms = terms._replace(threshold=threshold, threshold_rule=who, failure_cost_usd=None)
+            terms = terms._replace(
+                threshold=threshold, threshold_rule=who, failure_cost_usd=None, failure_cost_rule=None
+            )
         if rule.failure_cost_usd is not None:
-            terms = terms._replace(failure_cost_usd=rule.failure_cost_usd)
+            terms = terms._replace(failure_cost_usd=rule.failure_cost_usd, failure_cost_rule=who)
         if rule.max_latency_s is not None:
             terms = terms._replace(max_latency_s=rule.max_latency_s)
         if rule.pin is not None:
