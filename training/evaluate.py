@@ -19,7 +19,7 @@ from router_ml.terminal import console, table_of, usd
 from training.comparison import TARGETS
 from training.evaluation import Evaluation, evaluate_router
 from training.outcome_table import read_table
-from training.routing_errors import contestants
+from training.routing_errors import AT_PRICE, contestants
 
 
 @click.command(name="evaluate")
@@ -84,13 +84,15 @@ def print_evaluation(evaluation: Evaluation) -> None:
     out.print(table)
     if evaluation.routing_errors is not None:
         out.print(errors_table(evaluation.routing_errors))
+        for line in _beside_the_errors(evaluation.routing_errors):
+            out.print(line)
 
 
 def errors_table(report: dict[str, Any]) -> Table:
     """A row per contestant: errors in either direction, never net; see ``routing_errors.NOTES``."""
     price = report["failure_cost_usd"]
-    loss = () if price is None else (f">loss at {usd(price)}", ">by under-routing", ">by over-routing")
-    table = table_of(f"n = {report['n']:,}", ">under-routed", ">over-routed", ">excess in all", ">none succeeds", *loss)
+    loss = () if price is None else (f">loss at {usd(price)}", ">under-routing", ">over-routing")
+    table = table_of(f"n = {report['n']:,}", ">under-routed", ">over-routed", ">excess in all", *loss)
     for name, found in contestants(report).items():
         rates = [
             f"{found[kind]['share']:.3f} [{found[kind]['low']:.3f}, {found[kind]['high']:.3f}]"
@@ -98,10 +100,20 @@ def errors_table(report: dict[str, Any]) -> Table:
         ]
         parts = ("total_usd", "under_routing_usd", "over_routing_usd") if price is not None else ()
         table.add_row(
-            name, *rates, usd(found["over_routed"]["excess_usd_total"]), f"{found['unavoidable']['share']:.3f}",
+            name, *rates, usd(found["over_routed"]["excess_usd_total"]),
             *(usd(found["loss"][part]) for part in parts),
         )  # fmt: skip
     return table
+
+
+def _beside_the_errors(report: dict[str, Any]) -> list[str]:
+    n = report["router"]["unavoidable"]["n"]
+    lines = [f"{n:,} more of the router's choices failed as every other model would have"]
+    if AT_PRICE in report:
+        saved = report[AT_PRICE]["difference"]["loss_usd"]
+        amount, low, high = (usd(saved[key]) for key in ("router_minus_baseline", "low", "high"))
+        lines.append(f"choosing by what a failure costs, without guards, saves {amount} a request [{low}, {high}]")
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
