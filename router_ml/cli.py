@@ -25,7 +25,14 @@ from router_ml.errors import MissingExtraError, RequestError, RouterError
 from router_ml.pool import ModelPool
 from router_ml.price_map import refresh
 from router_ml.request import ABILITIES, RouteDecision, RouteRequest
-from router_ml.terminal import completion_line, console, decisions_table, pool_table, print_decision
+from router_ml.terminal import (
+    completion_line,
+    console,
+    decisions_table,
+    failure_cost_lines,
+    pool_table,
+    print_decision,
+)
 
 if TYPE_CHECKING:
     from router_ml.outcome_rows import Prompts
@@ -144,8 +151,11 @@ LIMITS: tuple[Callable[[Any], Any], ...] = (
     click.option("--max-latency-s", type=float, help="Most seconds that the call may be expected to take."),
     click.option("--min-quality", type=_quality, metavar="P", help="P(success) wanted, or 'escalation'."),
     click.option("--failure-cost-usd", type=float, help="What a wrong answer costs."),
+    click.option(
+        "--supervised/--unsupervised", default=None, help="Whether a person looks before the answer takes effect."
+    ),
     click.option("--max-output-tokens", type=int, help="Output limit that will be asked of the model."),
-    click.option("--local-only", is_flag=True, help="Only models on your own machines."),
+    click.option("--local-only", is_flag=True, default=None, help="Only models on your own machines."),
     click.option("--allow", multiple=True, metavar="MODEL", help="Only this model; may be repeated."),
     click.option("--deny", multiple=True, metavar="MODEL", help="Never this model; may be repeated."),
     click.option("--pin", metavar="MODEL", help="This model, if it can."),
@@ -268,8 +278,8 @@ def _text_of(text: str) -> str:
 
 
 def _given(limits: dict[str, Any]) -> dict[str, Any]:
-    """The limits that were given. Told apart by identity: a budget of 0.0 equals False and is a limit all the same."""
-    return {name: value for name, value in limits.items() if value is not None and value is not False and value != ()}
+    """The limits that were given: a budget of 0.0 and ``--unsupervised``, which is False, are."""
+    return {name: value for name, value in limits.items() if value is not None and value != ()}
 
 
 def _decide_lines(
@@ -322,6 +332,7 @@ def show(path: str | None, as_json: bool) -> None:
         return
     console().print(pool_table(loaded.models))
     click.echo(f"escalation model {loaded.escalation_model}, confidence threshold {loaded.confidence_threshold}")
+    click.echo("".join(f"{line}\n" for line in failure_cost_lines(loaded.failure_costs)), nl=False)
 
 
 @pool.command()
@@ -333,6 +344,7 @@ def validate(path: str) -> None:
     loaded = ModelPool.from_yaml(path)
     rule_verifiers(loaded)
     click.echo(f"{path}: valid, {len(loaded.models)} models, escalation model {loaded.escalation_model}")
+    click.echo("".join(f"{line}\n" for line in failure_cost_lines(loaded.failure_costs)), nl=False)
 
 
 @pool.command("refresh")

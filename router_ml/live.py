@@ -246,7 +246,7 @@ class LiveRouter:
 
     def affords(self, course: Course, model: str) -> bool:
         """Whether the request's own budget, less what was spent on it so far, allows one more stage of the plan."""
-        budget = self.router.budget(course.reading.request)
+        budget = self.router.budget(course.reading)
         spent = sum(attempt.total_cost_usd for attempt in course.attempts)
         return budget is None or spent + self.expected_cost(course.reading, model) <= budget
 

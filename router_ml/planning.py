@@ -73,6 +73,7 @@ class Planner:
             return ReasonCode.LOWEST_EXPECTED_LOSS, (
                 f"{name} has the lowest expected loss, {plan.loss(goal.failure_cost_usd):.6g} USD, where a failure "
                 f"costs {goal.failure_cost_usd:.6g} USD"
+                + (f", by {terms.failure_cost_rule}" if terms.failure_cost_rule else "")
             )
         asked = f"{goal.min_quality:.3f}"
         if isinstance(terms.min_quality, str):

@@ -7,7 +7,8 @@ choice, which is marked as degraded, and exploration may replace the choice with
 Where the answer will be checked, a plan of several models decides in place of the last three rules: the one of lowest
 expected loss, or the cheapest that is likely enough as a whole.
 
-Whether a person supervises the answer is a feature of the request, for the classifier; it moves no threshold here.
+Whether a person supervises the answer is a feature of the request, for the classifier. It moves no threshold here, but
+the pool's rules may price a failure by it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Literal, NamedTuple
 
 from router_ml.dependence import DEFAULT_LOADING, Dependence
 from router_ml.errors import BudgetExceededError, NoEligibleModelError, RequestError, RouterError
+from router_ml.failure_cost import first_fit
 from router_ml.guards import Guards, barred_by
 from router_ml.plan import Plan
 from router_ml.planning import Planned, Planner
@@ -30,13 +32,17 @@ class Terms(NamedTuple):
     """What binds one request: its own limits, then the rules of its segment, of its task and of the pool.
 
     The nearest level wins for single values; allow lists intersect, deny lists and abilities unite, the smallest
-    budget counts. A threshold at a nearer level overrides a failure cost further away, since each says how to choose.
+    budget counts. A threshold at a nearer level overrides a failure cost further away, since each says how to choose:
+    the request's ``failure_cost_usd``, else its ``min_quality``, else what its segment and task say, else the first
+    of the pool's ``failure_costs`` that fits, else the pool's threshold.
 
     :param barred: for each model, the sentence of the rule that bars it whatever the request says, or None.
     :param threshold: probability of success wanted, in [0, 1], or "escalation".
     :param threshold_rule: the rule that the threshold is from; None: the request or the pool.
     :param pin_rule: the rule that the pin is from; None: the request.
     :param min_quality: probability of success wanted of a whole plan, or "escalation".
+    :param failure_cost_rule: the rule that the failure cost is from, with what in the request it goes by; None: the
+        request, or there is none.
     """
 
     barred: tuple[str | None, ...]
@@ -48,6 +54,7 @@ class Terms(NamedTuple):
     pin: str | None
     pin_rule: str | None
     min_quality: float | Literal["escalation"] = "escalation"
+    failure_cost_rule: str | None = None
 
 
 class Choice(NamedTuple):
@@ -159,8 +166,8 @@ class Policy:
             for segment in (None, *pool.segments)
         }
 
-    def terms(self, request: RouteRequest) -> Terms:
-        """What binds the request: its own limits and the rules of its task and segment.
+    def terms(self, request: RouteRequest, trace: Trace) -> Terms:
+        """What binds the request: its own limits, the rules of its task and segment, and those of the pool.
 
         :raises RequestError: if ``pin``, ``allow`` or ``deny`` names a model that the pool does not have.
         """
@@ -171,15 +178,17 @@ class Policy:
             self._check_known(request)
         if request.pin is not None:
             terms = terms._replace(pin=request.pin, pin_rule=None)
-        if request.min_quality is not None:
-            terms = terms._replace(
-                threshold=request.min_quality,
-                threshold_rule=None,
-                min_quality=request.min_quality,
-                failure_cost_usd=None,
-            )
         if request.failure_cost_usd is not None:
-            terms = terms._replace(failure_cost_usd=request.failure_cost_usd)
+            terms = terms._replace(failure_cost_usd=request.failure_cost_usd, failure_cost_rule=None)
+        elif request.min_quality is not None:
+            terms = terms._replace(failure_cost_usd=None, failure_cost_rule=None)
+        elif terms.failure_cost_usd is None and terms.threshold_rule is None:
+            price = first_fit(pool.failure_costs, request, trace)
+            if price is not None:
+                terms = terms._replace(failure_cost_usd=price[0], failure_cost_rule=price[1])
+        if request.min_quality is not None:
+            wanted = request.min_quality
+            terms = terms._replace(threshold=wanted, threshold_rule=None, min_quality=wanted)
         if request.max_latency_s is not None:
             terms = terms._replace(max_latency_s=request.max_latency_s)
         if request.budget_usd is not None:
@@ -212,7 +221,7 @@ class Policy:
         """
         self._check_numbers(p_success, expected_cost)
         live = live or NOTHING_LIVE
-        terms = self.terms(request)
+        terms = self.terms(request, trace)
         cost = self.less_cache(request, trace, expected_cost)
         latency = worst = self._guards.latency(request, expected_output_tokens)
         if live.latency_s:
@@ -299,7 +308,7 @@ class Policy:
             return _Pick(
                 model, ReasonCode.LOWEST_EXPECTED_LOSS,
                 f"{self._names[model]} has the lowest expected loss, {loss[model]:.6g} USD, where a failure costs "
-                f"{failure_cost:.6g} USD",
+                f"{failure_cost:.6g} USD" + (f", by {terms.failure_cost_rule}" if terms.failure_cost_rule else ""),
             )  # fmt: skip
         model, escalated = self._cheapest_likely(threshold, p, cost, eligible)
         asked = f"{threshold:.3f}" + (f", asked by {terms.threshold_rule}" if terms.threshold_rule else "")
@@ -440,9 +449,12 @@ def _merge(pool: ModelPool, task: str | None, segment: str | None) -> Terms:
         threshold = rule.confidence_threshold if rule.min_quality is None else rule.min_quality
         if threshold is not None:
             wanted = "escalation" if rule.min_quality is None else rule.min_quality
-            terms = terms._replace(threshold=threshold, threshold_rule=who, min_quality=wanted, failure_cost_usd=None)
+            terms = terms._replace(
+                threshold=threshold, threshold_rule=who, min_quality=wanted, failure_cost_usd=None,
+                failure_cost_rule=None,
+            )  # fmt: skip
         if rule.failure_cost_usd is not None:
-            terms = terms._replace(failure_cost_usd=rule.failure_cost_usd)
+            terms = terms._replace(failure_cost_usd=rule.failure_cost_usd, failure_cost_rule=who)
         if rule.max_latency_s is not None:
             terms = terms._replace(max_latency_s=rule.max_latency_s)
         if rule.pin is not None:

@@ -41,6 +41,7 @@ from router_ml.configuration import (
     parse_yaml,
 )
 from router_ml.errors import PoolError, brief
+from router_ml.failure_cost import FAILURE_COSTS, FailureCost, check_order, read_failure_costs
 
 _SECRETS = frozenset({"api_key", "aws_secret_access_key", "azure_ad_token", "vertex_credentials"})
 
@@ -253,6 +254,8 @@ class ModelPool(Checked):
         limit.
     :param exploration: probability of choosing among the eligible candidates at random.
     :param tasks: rules by task. :param segments: rules by segment; a segment's rule wins over a task's.
+    :param failure_costs: rules that price a failure where neither the request nor its task or segment says how to
+        choose; the first that fits wins, and where none does the threshold decides.
     :raises PoolError: if anything is invalid.
     """
 
@@ -271,9 +274,11 @@ class ModelPool(Checked):
     plan: Planning = field(default_factory=Planning)
     tasks: Mapping[str, Rule] = of(MAPPING, dict)
     segments: Mapping[str, Rule] = of(MAPPING, dict)
+    failure_costs: tuple[FailureCost, ...] = of(FAILURE_COSTS, ())
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
+        check_order(self.failure_costs)
         names = self.names
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -353,6 +358,8 @@ class ModelPool(Checked):
                 out["models"] = [changed(spec, keep=("input_usd_per_mtok", "output_usd_per_mtok")) for spec in value]
             elif item.name in ("tasks", "segments"):
                 out |= {item.name: {key: changed(rule) for key, rule in value.items()}} if value else {}
+            elif item.name == "failure_costs":
+                out |= {item.name: [changed(rule) for rule in value]} if value else {}
             else:
                 section = item.name in _SECTIONS
                 out[item.name] = dataclasses.asdict(value) if section else value
@@ -386,6 +393,7 @@ def _read_sections(mapping: Any) -> dict[str, Any]:
         if not isinstance(rules, Mapping):
             raise PoolError(f"{key} is {brief(rules)}; expected a mapping of names to rules")
         values[key] = {str(name): build(Rule, _or_empty(rule), f"{key}.{name}") for name, rule in rules.items()}
+    values["failure_costs"] = read_failure_costs(values.get("failure_costs"))
     if "escalation_model" not in values:
         raise PoolError(f"escalation_model is missing; expected one of {[spec.name for spec in values['models']]}")
     return values

@@ -169,9 +169,9 @@ class Router:
         """Expected USD of a call of each model, as ``decide`` weighs it: less what a prompt cache saves."""
         return self._policy.less_cache(reading.request, reading.trace, reading.cost)
 
-    def budget(self, request: RouteRequest) -> float | None:
+    def budget(self, reading: Reading) -> float | None:
         """Most USD that a request may cost, by itself and by the pool's rules; None: no limit."""
-        return self._policy.terms(request).budget_usd
+        return self._policy.terms(reading.request, reading.trace).budget_usd
 
     @property
     def cascade(self) -> Cascade:

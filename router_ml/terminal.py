@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from router_ml.failure_cost import FailureCost
 from router_ml.pool import ModelSpec
 from router_ml.request import RouteDecision
 
@@ -107,6 +108,14 @@ def pool_table(models: Sequence[ModelSpec]) -> Table:
             ", ".join([*sorted(spec.abilities), *(["local"] if spec.local else [])]),
         )
     return table
+
+
+def failure_cost_lines(rules: Sequence[FailureCost]) -> list[str]:
+    """A line per rule that prices a failure, in the order in which they are tried; none without rules."""
+    if not rules:
+        return []
+    lines = [f"  {usd(rule.usd)} where {rule.conditions()}" for rule in rules]
+    return ["what a failure costs, first fit, where request, task and segment do not say how to choose:", *lines]
 
 
 def table_of(*columns: str) -> Table:

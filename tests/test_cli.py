@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -226,6 +227,18 @@ def test_min_quality_takes_the_escalation_models_own(route: Any) -> None:
     assert route(QUESTION, "--min-quality", "escalation", "--json").decisions[0]["model"] in MODELS
 
 
+def test_whether_anybody_watches_sets_the_price_of_a_failure(run: Any) -> None:
+    said = {
+        flag: run("route", QUESTION, "--json", *flag).decisions[0]
+        for flag in ((), ("--supervised",), ("--unsupervised",))
+    }
+    assert [decision["reason"]["code"] for decision in said.values()] == [
+        "cheapest_likely", "lowest_expected_loss", "lowest_expected_loss",
+    ]  # fmt: skip
+    assert "a failure costs 0.02 USD" in said["--supervised",]["reason"]["text"]
+    assert "a failure costs 0.5 USD" in said["--unsupervised",]["reason"]["text"]
+
+
 # -- pool
 
 
@@ -234,6 +247,17 @@ def test_the_default_pool_is_shown(run: Any) -> None:
     for name in ModelPool.default().names:
         assert name in ran.out
     assert ran.code == 0 and "escalation model anthropic/claude-opus-4-7" in ran.out
+
+
+def test_show_and_validate_say_what_a_failure_costs(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "pool.yaml"
+    ModelPool.default().to_yaml(path)
+    for arguments in (("show",), ("validate", str(path))):
+        out = run("pool", *arguments).out
+        assert "$0.0200 where supervised, at most 3 turns" in out
+        assert "$5.00 where unsupervised, at least 10 turns, at least 0.5 tool calls a turn" in out
+    dataclasses.replace(ModelPool.default(), failure_costs=()).to_yaml(path)
+    assert "failure" not in run("pool", "validate", str(path)).out
 
 
 def test_a_pool_as_json_reads_back_as_the_same_pool(run: Any) -> None:

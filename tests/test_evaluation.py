@@ -86,11 +86,41 @@ def test_predictions_are_the_routers_and_stand_in_the_tables_columns(router: Rou
     np.testing.assert_array_equal(judged.score, unseen.dense("score"))
 
 
+def test_errors_in_either_direction_are_those_of_the_routers_own_decisions(
+    router: Router, unseen: OutcomeTable
+) -> None:
+    evaluation = evaluate_router(router, unseen, n_boot=20)
+    judged, errors = evaluation.judged, evaluation.to_dict()["routing_errors"]
+    assert judged.chosen is not None and set(errors["baselines"]) >= set(evaluation.to_dict()["baselines"])
+    under = over = 0
+    for row, pick in enumerate(judged.chosen):
+        won = [model for model in range(5) if judged.score[row, model] >= 0.5]
+        cheaper = [model for model in won if judged.cost[row, model] < judged.cost[row, pick]]
+        under += bool(won) and pick not in won
+        over += pick in won and bool(cheaper)
+    own = errors["router"]
+    assert (own["under_routed"]["n"], own["over_routed"]["n"], errors["n"]) == (under, over, 150) and under and over
+    assert own["under_routed"]["low"] < own["under_routed"]["share"] < own["under_routed"]["high"]
+    assert errors["baselines"]["oracle"]["under_routed"]["n"] == errors["baselines"]["oracle"]["over_routed"]["n"] == 0
+    metrics = evaluation.metrics()
+    assert metrics["under_routed_share"] == {"value": under / 150, "n": 150}
+    assert metrics["over_routed_share"] == {"value": over / 150, "n": 150}
+
+
+def test_an_error_is_what_the_pool_calls_a_failure(router_path: Path, unseen: OutcomeTable) -> None:
+    parts = artifact.load(router_path)
+    strict = Router(dataclasses.replace(parts, pool=dataclasses.replace(parts.pool, success_score=0.9)))
+    fractional = dataclasses.replace(unseen, score=unseen.score * 0.8)
+    errors = evaluate_router(strict, fractional, n_boot=5).to_dict()["routing_errors"]
+    assert errors["router"]["unavoidable"]["n"] == 150
+
+
 def test_a_table_without_cost_gets_calibration_only(router: Router, unseen: OutcomeTable) -> None:
     evaluation = evaluate_router(router, without_cost(unseen), n_boot=20)
     report = evaluation.to_dict()
     assert report["router"]["area"] is None and report["router"]["quality"] is None and report["baselines"] == {}
     assert report["calibration"]["auc"] > 0.5 and report["n_priced_requests"] == 0
+    assert report["routing_errors"] is None
     assert set(evaluation.metrics()) == CALIBRATION
 
 
@@ -188,6 +218,22 @@ def test_command_writes_report_and_page(
     assert page.read_text(encoding="utf-8").count("data:image/png;base64,") == 2
     shown = capsys.readouterr().out
     assert "80 requests, 400 outcomes" in shown and "random_mixture" in shown
+    assert "under-routed" in shown and "over-routed" in shown and report["routing_errors"]["n"] == 80
+
+
+def test_command_prices_a_failure(
+    router_path: Path, table_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, page = tmp_path / "out.json", tmp_path / "out.html"
+    arguments = ["--router", str(router_path), "--outcomes", str(table_path), "--json", str(out), "--html", str(page)]
+    assert main([*arguments, "--failure-cost-usd", "0.05"]) == 0
+    errors = json.loads(out.read_text(encoding="utf-8"))["routing_errors"]
+    assert errors["failure_cost_usd"] == 0.05 and errors["router_at_failure_cost"]["loss"]["total_usd"] > 0
+    shown = capsys.readouterr().out
+    for words in ("loss at $0.0500", "choosing by what a failure costs", "router_at_failure_cost"):
+        assert words in shown
+    assert "by under-routing" in page.read_text(encoding="utf-8")
+    assert main([*arguments, "--failure-cost-usd", "-1"]) == 2
 
 
 def test_command_refuses_what_is_no_router_in_one_line(

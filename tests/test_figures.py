@@ -77,9 +77,23 @@ def test_without_prices_there_is_no_cost_picture(router_path: Path, table: Outco
     assert "no choice can be priced" in page(evaluation)
 
 
+def test_page_shows_errors_in_either_direction_with_intervals_and_by_task(evaluation: Evaluation) -> None:
+    html, errors = page(evaluation), evaluation.routing_errors
+    assert errors is not None and "Under-routing and over-routing" in html
+    own, tasks = errors["router"], errors["router"]["by_task"]
+    for found in (own, *tasks, *errors["baselines"].values()):
+        for kind in ("under_routed", "over_routed"):
+            assert f"{found[kind]['share']:.3f} [{found[kind]['low']:.3f}, {found[kind]['high']:.3f}]" in html
+    assert len(tasks) > 1 and "loss per request" not in html
+
+
 def test_page_escapes_what_it_is_given(evaluation: Evaluation) -> None:
-    rows = [{**evaluation.by_task[0], "task": "<script>alert(1)</script>"}]
-    html = page(dataclasses.replace(evaluation, by_task=rows), "a < b")
+    script = {"task": "<script>alert(1)</script>"}
+    assert evaluation.routing_errors is not None
+    own = evaluation.routing_errors["router"]
+    errors = {**evaluation.routing_errors, "router": {**own, "by_task": [{**own["by_task"][0], **script}]}}
+    rows = [{**evaluation.by_task[0], **script}]
+    html = page(dataclasses.replace(evaluation, by_task=rows, routing_errors=errors), "a < b")
     assert "<script>" not in html and "&lt;script&gt;" in html and "<title>a &lt; b</title>" in html
 
 

@@ -217,7 +217,7 @@ def test_nothing_affordable_is_an_error_over_budget_for_all() -> None:
 )
 def test_the_smallest_budget_counts(asked: float | None, rule: float | None, pooled: float | None) -> None:
     of = pool(budgets=Budgets(pooled), tasks={"chat": Rule(budget_usd=rule)})
-    assert Policy(of).terms(ask(task="chat", budget_usd=asked)).budget_usd == 0.02
+    assert Policy(of).terms(ask(task="chat", budget_usd=asked), TRACE).budget_usd == 0.02
 
 
 # -- rules of task and segment
@@ -257,16 +257,16 @@ def test_an_unknown_task_or_segment_has_no_rule() -> None:
 
 def test_the_rule_of_the_segment_wins_over_that_of_the_task_and_the_request_over_both() -> None:
     policy = Policy(RULES)
-    assert policy.terms(ask(task="code")).threshold == 0.75
-    assert policy.terms(ask(task="code", segment="pro")).threshold == 0.85
-    assert policy.terms(ask(task="code", segment="pro")).max_latency_s == 5.0
-    assert policy.terms(ask(task="code", segment="pro", max_latency_s=7.0, min_quality=0.1))[1:5] == (
+    assert policy.terms(ask(task="code"), TRACE).threshold == 0.75
+    assert policy.terms(ask(task="code", segment="pro"), TRACE).threshold == 0.85
+    assert policy.terms(ask(task="code", segment="pro"), TRACE).max_latency_s == 5.0
+    assert policy.terms(ask(task="code", segment="pro", max_latency_s=7.0, min_quality=0.1), TRACE)[1:5] == (
         0.1,
         None,
         None,
         7.0,
     )
-    assert policy.terms(ask(task="code", segment="home")).max_latency_s == 9.0
+    assert policy.terms(ask(task="code", segment="home"), TRACE).max_latency_s == 9.0
 
 
 def test_min_quality_of_a_rule_wins_over_its_confidence_threshold() -> None:
@@ -276,10 +276,10 @@ def test_min_quality_of_a_rule_wins_over_its_confidence_threshold() -> None:
 
 def test_a_nearer_threshold_overrides_a_failure_cost_further_away() -> None:
     policy = Policy(RULES)
-    assert policy.terms(ask(task="priced")).failure_cost_usd == 0.21
-    assert policy.terms(ask(task="priced", segment="pro")).failure_cost_usd is None
-    assert policy.terms(ask(task="priced", min_quality=0.5)).failure_cost_usd is None
-    assert policy.terms(ask(task="priced", segment="pro", failure_cost_usd=2.0)).failure_cost_usd == 2.0
+    assert policy.terms(ask(task="priced"), TRACE).failure_cost_usd == 0.21
+    assert policy.terms(ask(task="priced", segment="pro"), TRACE).failure_cost_usd is None
+    assert policy.terms(ask(task="priced", min_quality=0.5), TRACE).failure_cost_usd is None
+    assert policy.terms(ask(task="priced", segment="pro", failure_cost_usd=2.0), TRACE).failure_cost_usd == 2.0
 
 
 def test_deny_lists_unite() -> None:
@@ -440,7 +440,7 @@ def test_a_decision_takes_an_eligible_model_or_explains_every_exclusion(
         assert chosen(choice) not in {*down, *request.deny}
         assert choice.reason.text
         assert choice.degraded == (choice.reason.code is ReasonCode.BUDGET)
-        budget = POLICY.terms(request).budget_usd
+        budget = POLICY.terms(request, trace).budget_usd
         assert budget is None or choice.expected_cost_usd[choice.model] <= budget
     assert all(sentences.values())
 

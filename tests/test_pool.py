@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import router_ml.pool
 from router_ml.errors import MissingExtraError, PoolError
+from router_ml.failure_cost import FailureCost
 from router_ml.pool import Breaker, Budgets, Context, Fallback, ModelPool, ModelSpec, Rule
 from router_ml.price_map import refresh
 from router_ml.request import ABILITIES
@@ -55,7 +56,7 @@ def test_default_pool_has_the_documented_models_and_escalates_to_opus() -> None:
     pool = ModelPool.default()
     assert pool.names == DEFAULT_NAMES
     assert pool.escalation_model == "anthropic/claude-opus-4-7"
-    assert pool == ModelPool(pool.models, pool.escalation_model)
+    assert pool == ModelPool(pool.models, pool.escalation_model, failure_costs=pool.failure_costs)
 
 
 def test_default_pool_knows_window_reliable_window_and_speed_of_every_model() -> None:
@@ -285,10 +286,12 @@ def pools(draw: st.DrawFn) -> ModelPool:
         failure_cost_usd=st.none() | amounts, max_latency_s=st.none() | st.floats(0.1, 9),
         budget_usd=st.none() | amounts,
     )  # fmt: skip
+    unwatched = st.builds(FailureCost, amounts, min_turns=st.none() | st.integers(0, 9))
     sections = st.dictionaries(st.text(min_size=1, max_size=5), rules, max_size=2)
     return ModelPool(
         specs, draw(st.sampled_from(names)), draw(st.floats(0, 1)), exploration=draw(st.floats(0, 1)),
         budgets=Budgets(draw(st.none() | amounts), None), tasks=draw(sections), segments=draw(sections),
+        failure_costs=draw(st.lists(unwatched, max_size=1)),
     )  # fmt: skip
 
 

@@ -8,9 +8,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 from router_ml.cli import main
 from router_ml.completion import FakeClient
+from router_ml.failure_cost import FailureCost
+from router_ml.pool import ModelPool
 from router_ml.router import Router
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +56,13 @@ def test_route_commands_decide(line: str, capsys: pytest.CaptureFixture[str], mo
         assert {json.loads(decision)["model"] for decision in out.splitlines()} <= set(Router.load().models)
     else:
         assert "confidence" in out
+
+
+def test_the_failure_costs_shown_are_those_of_the_default_pool() -> None:
+    shown = [yaml.safe_load(block) for block in blocks("yaml") if block.startswith("failure_costs:")]
+    assert [[FailureCost(**rule) for rule in one["failure_costs"]] for one in shown] == [
+        list(ModelPool.default().failure_costs)
+    ]
 
 
 def test_every_module_has_a_line_in_the_tree() -> None:

@@ -32,7 +32,8 @@ def test_a_trained_router_carries_metrics_of_held_out_rows_with_their_n(
     metrics = read_manifest(tmp_path / "a")["metrics"]
     assert said["metrics"] == metrics and said["tracking"] is None
     assert metrics["held_out"].startswith("5-fold cross-validation over 120 requests")
-    for name in ("ece", "brier", "brier_skill", "auc", "area", "cost_at_quality_0.95"):
+    shares = ("under_routed_share", "over_routed_share", "unavoidable_share")
+    for name in ("ece", "brier", "brier_skill", "auc", "area", "cost_at_quality_0.95", *shares):
         assert metrics[name]["n"] in (120, 600)
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         "evaluation.json", "evaluation.html", "reliability.png", "cost_quality.png", "tasks.png",

@@ -56,10 +56,14 @@ class DefaultRule:
 
 @dataclass(frozen=True, eq=False)
 class Contestant:
-    """One router or baseline: its curve, and the (mean cost in USD, mean quality) of its default rule."""
+    """One router or baseline: its curve, and the (mean cost in USD, mean quality) of its default rule.
+
+    :param picks: (n,) model that the default rule calls on each row of the curve, ``REFUSED`` where none.
+    """
 
     curve: CostQualityCurve
     default_point: tuple[float, float]
+    picks: IntArray
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready figures; a quality that is not reached has cost None."""
@@ -176,7 +180,7 @@ def _contestant(
     # a refused request costs nothing and earns nothing
     spent = np.where(called, cost[index, picks[index]], 0.0)
     earned = np.where(called, score[index, picks[index]], 0.0)
-    return Contestant(prediction.curve(score, cost, group), (float(spent.mean()), float(earned.mean())))
+    return Contestant(prediction.curve(score, cost, group), (float(spent.mean()), float(earned.mean())), picks[index])
 
 
 def _differences(

@@ -59,6 +59,17 @@ def cheapest_likely(p: FloatArray, c: FloatArray, threshold: float, otherwise: I
     return np.where(enough.any(axis=1), cheapest, otherwise).astype(np.intp)
 
 
+def lowest_loss(p: FloatArray, c: FloatArray, failure_cost_usd: float) -> IntArray:
+    """The model of lowest ``c + (1 - p) * failure_cost_usd``: the serving policy's rule where a failure has a price.
+
+    :param p: (n, m) predicted P(success).
+    :param c: (n, m) predicted cost, USD.
+    :param failure_cost_usd: price of a failure.
+    :return: (n,) model indices; of two equal losses, the likelier model's. Guards are left out.
+    """
+    return _argmax(-(c + (1.0 - p) * failure_cost_usd), p)
+
+
 def likeliest(p: FloatArray, c: FloatArray) -> IntArray:
     """:return: (n,) the model most likely to succeed, the cheaper of two equals."""
     return _argmax(p, -c)
@@ -248,7 +259,7 @@ def bootstrap_samples(
     :return: (k, n_boot) values.
     """
     values: list[list[float]] = []
-    for weights in _resamples(np.arange(curve.n) if curve.group is None else curve.group, n_boot, seed):
+    for weights in resamples(np.arange(curve.n) if curve.group is None else curve.group, n_boot, seed):
         for points, singles in zip(curve.points(weights), curve.singles(weights), strict=True):
             values.append([statistic(points, singles) for statistic in statistics])
     return np.array(values).T
@@ -343,7 +354,12 @@ def _means(cost: FloatArray, score: FloatArray, weights: FloatArray | None) -> F
     return np.stack([weights @ cost, weights @ score], axis=-1)
 
 
-def _resamples(group: IntArray, n_boot: int, seed: int) -> Iterator[FloatArray]:
+def resamples(group: IntArray, n_boot: int, seed: int) -> Iterator[FloatArray]:
+    """Weights of rows in resamples of whole groups, in blocks that bound memory.
+
+    :param group: (n,) codes from 0.
+    :return: blocks (b, n), ``n_boot`` rows in all, each summing to 1; equal for equal groups and seeds.
+    """
     rng = np.random.default_rng(seed)
     n_groups = int(group.max()) + 1
     block = max(1, _WEIGHT_BUDGET // group.size)

@@ -19,6 +19,8 @@ from training.judging import Judged, judge_router
 from training.metrics import BoolArray, IntArray, auc, auc_within_task, brier, expected_calibration_error
 from training.outcome_table import OutcomeTable, group_folds
 from training.prediction import Prediction
+from training.routing_errors import NOTES as ROUTING_NOTES
+from training.routing_errors import routing_errors
 
 N_FOLDS = 5
 NOTES = {
@@ -34,6 +36,7 @@ NOTES = {
     ),
     "baselines": f"fitted by cross-validation on the judged table itself ({N_FOLDS} folds, groups kept together)",
     "difference": "paired bootstrap over requests (groups drawn whole), two-sided 95 % percentile interval",
+    **ROUTING_NOTES,
 }
 
 
@@ -44,6 +47,7 @@ class Evaluation:
     :param calibration: see ``calibration.calibration_report``.
     :param by_task: a row per task. :param by_model: a row per model.
     :param facts: what else a reader must know: models left out, whether the router was trained on this table.
+    :param routing_errors: see ``routing_errors.routing_errors``; None where there is no comparison.
     """
 
     judged: Judged
@@ -53,6 +57,7 @@ class Evaluation:
     by_task: list[dict[str, Any]]
     by_model: list[dict[str, Any]]
     facts: dict[str, Any]
+    routing_errors: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report of ``router-ml evaluate --json``; None stands where a figure does not exist."""
@@ -72,6 +77,7 @@ class Evaluation:
             "calibration": self.calibration,
             "by_task": self.by_task,
             "by_model": self.by_model,
+            "routing_errors": self.routing_errors,
             "notes": NOTES,
         }
 
@@ -83,12 +89,21 @@ class Evaluation:
             found, n = self.comparison.router.to_dict(), self.comparison.n
             out |= {name: {"value": found[name], "n": n} for name in ("quality", "cost_usd", "area")}
             out |= {f"cost_at_quality_{t}": {"value": v, "n": n} for t, v in found["cost_at_quality"].items()}
+        if self.routing_errors is not None:
+            errors, n = self.routing_errors["router"], self.routing_errors["n"]
+            kinds = ("under_routed", "over_routed", "unavoidable")
+            out |= {f"{kind}_share": {"value": errors[kind]["share"], "n": n} for kind in kinds}
+            excess = errors["over_routed"]["excess_usd_per_request"]
+            out["over_routed_excess_usd_per_request"] = {"value": excess, "n": n}
         return out
 
 
-def evaluate_router(router: Router, table: OutcomeTable, *, n_boot: int = 1000, seed: int = 0) -> Evaluation:
+def evaluate_router(
+    router: Router, table: OutcomeTable, *, failure_cost_usd: float | None = None, n_boot: int = 1000, seed: int = 0
+) -> Evaluation:
     """Judge a saved router on a table and report, with what the two do not share.
 
+    :param failure_cost_usd: price of a failure, for the report of routing errors.
     :raises TableError: if they share no model.
     """
     judged = judge_router(router, table)
@@ -99,7 +114,8 @@ def evaluate_router(router: Router, table: OutcomeTable, *, n_boot: int = 1000, 
         "models_only_in_table": [name for name in table.models if name not in judged.models],
         "trained_on_this_table": training.get("data_fingerprint") == table.fingerprint(),
     }
-    return evaluate(judged, default_rule(router), facts=facts, n_boot=n_boot, seed=seed)
+    rule = default_rule(router)
+    return evaluate(judged, rule, facts=facts, failure_cost_usd=failure_cost_usd, n_boot=n_boot, seed=seed)
 
 
 def default_rule(router: Router) -> DefaultRule:
@@ -112,6 +128,7 @@ def evaluate(
     rule: DefaultRule,
     *,
     facts: dict[str, Any] | None = None,
+    failure_cost_usd: float | None = None,
     n_boot: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
@@ -119,6 +136,7 @@ def evaluate(
 
     :param rule: applied to the baselines, and to the predictions where no router decided.
     :param facts: put into the report as they are.
+    :param failure_cost_usd: price of a failure, for the report of routing errors.
     :param n_boot: resamples of the paired bootstrap.
     """
     fold = judged.fold if judged.fold is not None else _folds(judged.group, seed)
@@ -132,7 +150,17 @@ def evaluate(
             judged.score, judged.cost, Prediction(judged.p, judged.c), judged.models, judged.requests,
             fold=fold, group=judged.group, rule=rule, chosen=judged.chosen, n_boot=n_boot, seed=seed,
         )  # fmt: skip
-    return Evaluation(judged, rule, calibration, found, _by_task(judged, rule), _by_model(judged), dict(facts or {}))
+    errors = None
+    if found is not None:
+        rows, priced = complete_grid(judged.score, judged.cost)
+        on_grid = np.ix_(rows, priced)
+        tasks = [task for task, kept in zip(judged.requests.tasks, rows, strict=True) if kept]
+        errors = routing_errors(
+            found, judged.success[on_grid], Prediction(judged.p[on_grid], judged.c[on_grid]), tasks,
+            failure_cost_usd=failure_cost_usd, n_boot=n_boot, seed=seed,
+        )  # fmt: skip
+    by_task, by_model = _by_task(judged, rule), _by_model(judged)
+    return Evaluation(judged, rule, calibration, found, by_task, by_model, dict(facts or {}), errors)
 
 
 def _folds(group: IntArray, seed: int) -> IntArray:

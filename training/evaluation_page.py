@@ -11,6 +11,7 @@ from typing import Any
 from training.comparison import TARGETS
 from training.evaluation import NOTES, Evaluation
 from training.figures import DPI, TASK_COLUMNS, cell_text, figures
+from training.routing_errors import contestants
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1150px; margin: 2em auto; padding: 0 1em; color: #222; }
@@ -60,6 +61,7 @@ def page(evaluation: Evaluation, title: str = "Router evaluation") -> str:
         *images,
         "<h2>Router and baselines</h2>",
         _baselines(report),
+        *_routing_errors(evaluation.routing_errors),
         "<h2>Calibration and discrimination</h2>",
         _table(
             ("figure", "value", "outcomes"),
@@ -97,6 +99,44 @@ def _baselines(report: dict[str, Any]) -> str:
         rows.append([name, *figures_of, *costs, *leads])
     n = f"<p>On the {report['n_priced_requests']:,} requests where every priced model has score and cost.</p>"
     return n + _table(columns, rows)
+
+
+def _routing_errors(report: dict[str, Any] | None) -> list[str]:
+    """Under-routing and over-routing of router and baselines, then of the router by task; nothing without prices."""
+    if report is None:
+        return []
+    price = report["failure_cost_usd"]
+    columns = [
+        "", "requests", "under-routed", "cheapest success: dearer per error by", "over-routed",
+        "excess per error", "excess in all", "no model succeeds",
+    ]  # fmt: skip
+    if price is not None:
+        columns += ["loss per request", "by under-routing", "by over-routing"]
+
+    def row(name: str, n: int, found: dict[str, Any]) -> list[str]:
+        under, over = found["under_routed"], found["over_routed"]
+        cells = [
+            name, f"{n:,}", _share(under), cell_text("usd", under["more_usd_per_error"]), _share(over),
+            cell_text("usd", over["excess_usd_per_error"]), cell_text("usd", over["excess_usd_total"]),
+            _share(found["unavoidable"]),
+        ]  # fmt: skip
+        parts = ("total_usd", "under_routing_usd", "over_routing_usd") if price is not None else ()
+        return cells + [cell_text("usd", found["loss"][part]) for part in parts]
+
+    everybody = [row(name, report["n"], found) for name, found in contestants(report).items()]
+    by_task = [row(cell_text("task", task["task"]), task["n"], task) for task in report["router"]["by_task"]]
+    priced = "" if price is None else f" A failure is priced at {cell_text('usd', price)}."
+    return [
+        "<h2>Under-routing and over-routing</h2>",
+        f"<p>Apart, never net: a failure where another model succeeds, a success where a cheaper one does.{priced}</p>",
+        _table(columns, everybody),
+        "<h3>The router by task</h3>",
+        _table(["task", *columns[1:]], by_task),
+    ]
+
+
+def _share(found: dict[str, Any]) -> str:
+    return f"{found['share']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 
 def _interval(found: dict[str, Any]) -> str:
