@@ -159,10 +159,10 @@ def _shape(manifest: dict[str, Any]) -> dict[str, bool]:
 
 
 def _is_dependence(value: Any) -> bool:
-    loadings = value.get("loadings", {}) if isinstance(value, dict) else None
-    return isinstance(loadings, dict) and all(
-        type(one) in (int, float) and 0.0 <= one <= MAX_LOADING for one in loadings.values()
-    )
+    if not isinstance(value, dict) or not isinstance(value.get("loadings", {}), dict):
+        return False
+    limits = [(one, MAX_LOADING) for one in value.get("loadings", {}).values()] + [(value.get("hopeless", 0.0), 1.0)]
+    return all(type(one) in (int, float) and 0.0 <= one <= most for one, most in limits)
 
 
 def _is_names(value: Any) -> bool:

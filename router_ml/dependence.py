@@ -5,8 +5,10 @@ one-factor probit model; Ashford & Sowden, Biometrics 1970; as a copula, Li, J. 
 
     P(model m succeeds | z) = Phi(a_m + b_m z)
 
-``b_m``, the loading of the model, is learned by ``training.dependence``; ``a_m`` is set for each request so that the
-mean over ``z`` is the P(success) that the classifier gives. Given ``z`` models succeed independently.
+Some requests are beyond everybody besides: a share ``k`` of the failures of the strongest model, which no other model
+makes up for. ``b_m``, the loading of the model, and ``k`` are learned by ``training.dependence``; ``a_m`` is set for
+each request so that the mean over all that is the P(success) that the classifier gives. Given the difficulty models
+succeed independently.
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ from router_ml.errors import ArtifactError
 
 Array = NDArray[np.float64]
 
-DEFAULT_LOADING = 1.0  # of a model that no data place: half of the latent variance is shared
+# Where no data say: half of the latent variance is shared. Fitted to tables, loadings lie around .5 to 2, the share of
+# hopeless requests at .1 to .5 (docs/LOG.md).
+DEFAULT_LOADING = 1.0
+DEFAULT_HOPELESS = 0.2
 MAX_LOADING = 10.0
 N_NODES = 7  # of z; with more, a plan's P(success) changes by less than 3e-4 for loadings up to 3.5
 _CELLS = 256  # of the table over P(success)
@@ -50,25 +55,40 @@ def difficulty_nodes(n: int = N_NODES) -> tuple[Array, Array]:
 
 
 class Dependence:
-    """Loadings of the models of a pool.
+    """How the successes of the models of a pool hang together.
 
-    :param loadings: b_m >= 0 of each model, in pool order; 0: fails independently of all others.
-    :raises ArtifactError: if one is not a number in [0, MAX_LOADING].
+    :param loadings: b_m >= 0 of each model, in pool order; 0: given that it is not hopeless, a request fails each
+        independently.
+    :param hopeless: the share k, in [0, 1], of the strongest model's failures that are everybody's.
+    :raises ArtifactError: if a number is outside its range.
     """
 
-    def __init__(self, loadings: Sequence[float]) -> None:
+    def __init__(self, loadings: Sequence[float], hopeless: float = DEFAULT_HOPELESS) -> None:
         self.loadings = np.array(loadings, dtype=np.float64)
         # written so that NaN fails
         if not ((self.loadings >= 0.0) & (self.loadings <= MAX_LOADING)).all():
             raise ArtifactError(f"loadings of the dependence are {list(loadings)}; expected numbers in [0, 10]")
+        if not 0.0 <= hopeless <= 1.0:
+            raise ArtifactError(f"the hopeless share of the dependence is {hopeless}; expected a number in [0, 1]")
+        self.hopeless = hopeless
         self.nodes, self.weights = difficulty_nodes()
 
-    def given_difficulty(self, models: Sequence[int], p: Array) -> Array:
+    def given_difficulty(
+        self, models: Sequence[int], p: Array, strongest: float | None = None
+    ) -> tuple[Array, Array]:  # fmt: skip
         """P(success) at each node of difficulty.
 
         :param models: indices of n models. :param p: (n,) their P(success).
-        :return: (n, N_NODES); its mean by ``weights`` is ``p``, to 1e-7.
+        :param strongest: P(success) of the strongest model of the pool; None: that of the n.
+        :return: (n, N_NODES + 1), the last node hopeless, and the weights (N_NODES + 1,) of the nodes. The weighted
+            mean is ``p``, to 1e-7.
         """
+        hopeless = self.hopeless * (1.0 - (float(p.max()) if strongest is None else strongest))
+        right = np.zeros((len(p), N_NODES + 1))
+        right[:, :-1] = self._given_difficulty(models, np.minimum(p / max(1.0 - hopeless, 1e-12), 1.0))
+        return right, np.append(self.weights * (1.0 - hopeless), hopeless)
+
+    def _given_difficulty(self, models: Sequence[int], p: Array) -> Array:
         position = p * _CELLS
         cell = np.minimum(position.astype(np.intp), _CELLS - 1)
         share = (position - cell)[:, None]

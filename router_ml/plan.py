@@ -80,6 +80,7 @@ class Candidates:
 
     :param models: (n,) indices in the pool. :param p: (n,) P(success). :param cost: (n,) expected USD of a call.
     :param verifier: how far the check of the answer can be trusted, what it costs.
+    :param strongest: P(success) of the strongest model of the pool, which need not be a candidate; None: of these.
     :param latency_s: (n,) expected seconds of a call, None where unknown, which counts as none.
     :param retry_correlation: probability that a second answer of the same model is as right or wrong as its first, and
         judged alike; 1: calling it again is pointless, and no plan does.
@@ -87,15 +88,15 @@ class Candidates:
 
     def __init__(
         self, models: Sequence[int], p: Sequence[float], cost: Sequence[float], verifier: VerifierSpec,
-        dependence: Dependence, *, latency_s: Sequence[float | None] | None = None, retry_correlation: float = 1.0,
+        dependence: Dependence, *, strongest: float | None = None, latency_s: Sequence[float | None] | None = None,
+        retry_correlation: float = 1.0,
     ) -> None:  # fmt: skip
         self.models = tuple(models)
         self.cost = np.array(cost, dtype=np.float64) + verifier.cost_usd
         seconds = [0.0] * len(self.models) if latency_s is None else [s or 0.0 for s in latency_s]
         self.latency_s = np.array(seconds) + verifier.latency_s
-        self.weights = dependence.weights
         self.p = np.array(p, dtype=np.float64)
-        self.right = dependence.given_difficulty(self.models, self.p)
+        self.right, self.weights = dependence.given_difficulty(self.models, self.p, strongest)
         self.accept = verifier.true_accept, verifier.false_accept
         self.retry_correlation = retry_correlation
 
@@ -125,20 +126,7 @@ def best_plans(
     """
     if len(candidates) > MAX_CANDIDATES:
         candidates = candidates.take(shortlist(candidates, goal, keep=(first, goal.last_resort)))
-    n = len(candidates)
-    found = _Search(candidates, max_stages or (n if n <= ALL_STAGES else MAX_STAGES))
-    value = found.value(goal)
-    if first is not None:
-        value = np.where(found.sequences.first == candidates.models.index(first), value, np.inf)
-    best = int(np.argmin(value))
-    if not value.flat[best] < np.inf:
-        raise ValueError("no candidate is within the budget and the time of the goal")
-    opening = found.sequences.first.flat[best]
-    if first is not None or len(candidates) == 1:
-        return Plans(found.plan(best), None)
-    others = np.where(found.sequences.first == opening, np.inf, value)
-    second = int(np.argmin(others))
-    return Plans(found.plan(best), found.plan(second) if others.flat[second] < np.inf else None)
+    return Search(candidates, max_stages).best(goal, first=first)
 
 
 class _Sequences(NamedTuple):
@@ -181,11 +169,15 @@ def _may_follow(word: tuple[int, ...], letter: int, n: int) -> bool:
     return letter not in word and (letter < n or letter - n in word)
 
 
-class _Search:
-    """Cost and P(success) of every sequence: matrices (N, letters), prefix by last letter."""
+class Search:
+    """Cost and P(success) of every sequence: matrices (N, letters), prefix by last letter. Serves any number of goals.
 
-    def __init__(self, candidates: Candidates, max_stages: int) -> None:
+    :param max_stages: see ``best_plans``.
+    """
+
+    def __init__(self, candidates: Candidates, max_stages: int | None = None) -> None:
         n = len(candidates)
+        max_stages = max_stages or (n if n <= ALL_STAGES else MAX_STAGES)
         retries = candidates.retry_correlation < 1.0
         self.candidates = candidates
         self.sequences = _sequences(n, max_stages, retries)
@@ -207,6 +199,20 @@ class _Search:
                 u = u[parent] * self.rejected[last]
         self.cost = np.concatenate(costs)
         self.p_success = np.concatenate(rights)
+
+    def best(self, goal: Goal, *, first: int | None = None) -> Plans:
+        """The best plans for a goal; see ``best_plans``."""
+        value, opening = self.value(goal), self.sequences.first
+        if first is not None:
+            value = np.where(opening == self.candidates.models.index(first), value, np.inf)
+        best = int(np.argmin(value))
+        if not value.flat[best] < np.inf:
+            raise ValueError("no candidate is within the budget and the time of the goal")
+        if first is not None or len(self.candidates) == 1:
+            return Plans(self.plan(best), None)
+        others = np.where(opening == opening.flat[best], np.inf, value)
+        second = int(np.argmin(others))
+        return Plans(self.plan(best), self.plan(second) if others.flat[second] < np.inf else None)
 
     def value(self, goal: Goal) -> Array:
         """What the best sequence has the least of; infinity where a sequence is not allowed."""

@@ -52,7 +52,8 @@ class Planner:
         goal = self.goal(terms, p, budget_usd)
         candidates = Candidates(
             models, [p[i] for i in models], [cost[i] for i in models], verifier, self.dependence,
-            latency_s=[latency_s[i] for i in models], retry_correlation=self.pool.plan.retry_correlation,
+            strongest=max(p), latency_s=[latency_s[i] for i in models],
+            retry_correlation=self.pool.plan.retry_correlation,
         )  # fmt: skip
         try:
             plans = best_plans(candidates, goal, first=first, max_stages=self.pool.plan.max_stages)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from router_ml import artifact
 from router_ml.artifact import Artifact
-from router_ml.dependence import DEFAULT_LOADING, Dependence
+from router_ml.dependence import DEFAULT_HOPELESS, DEFAULT_LOADING, Dependence
 from router_ml.embedding import Encoder
 from router_ml.errors import PoolError
 from router_ml.features import extract, extract_many
@@ -367,8 +367,11 @@ def _new_cascade(router: Router) -> Cascade:
 
 
 def _dependence(manifest: Mapping[str, Any], models: Sequence[str]) -> Dependence:
-    loadings = manifest.get("dependence", {}).get("loadings", {})
-    return Dependence([loadings.get(name, DEFAULT_LOADING) for name in models])
+    learned = manifest.get("dependence", {})
+    loadings = learned.get("loadings", {})
+    return Dependence(
+        [loadings.get(name, DEFAULT_LOADING) for name in models], learned.get("hopeless", DEFAULT_HOPELESS)
+    )
 
 
 def _columns(trained: tuple[str, ...], wanted: tuple[str, ...]) -> list[int]:

@@ -16,31 +16,35 @@ from scipy.optimize import minimize  # type: ignore[import-untyped]
 from scipy.special import log_ndtr, ndtri  # type: ignore[import-untyped]
 
 from router_ml.classifier import P_FLOOR
-from router_ml.dependence import DEFAULT_LOADING, MAX_LOADING, difficulty_nodes
+from router_ml.dependence import DEFAULT_HOPELESS, DEFAULT_LOADING, MAX_LOADING, difficulty_nodes
 from training.outcome_columns import FloatArray
 
 N_NODES = 21
 MOST_REQUESTS = 5_000  # a sample says as much
 # Log loadings of the models lie around a common one, which lies around the default: what is little seen stays there.
 SPREAD_OF_MODELS, SPREAD_OF_COMMON = 0.5, 1.0
+HOPELESS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # shares that are tried
 
 
 @dataclass(frozen=True)
 class FittedDependence:
-    """Loadings per model (m,), and how much stands behind them."""
+    """Loadings per model (m,), the hopeless share, and how much stands behind them."""
 
     loadings: FloatArray
+    hopeless: float
     n_requests: int
     n_pairs: int
 
     def to_dict(self, models: tuple[str, ...]) -> dict[str, Any]:
         """For the manifest."""
         loadings = {name: round(float(b), 4) for name, b in zip(models, self.loadings, strict=True)}
-        return {"loadings": loadings, "n_requests": self.n_requests, "n_pairs": self.n_pairs}
+        return {
+            "loadings": loadings, "hopeless": self.hopeless, "n_requests": self.n_requests, "n_pairs": self.n_pairs
+        }  # fmt: skip
 
 
 def fit_dependence(success: FloatArray, p: FloatArray, seed: int = 0) -> FittedDependence:
-    """Maximum a posteriori loadings of the one-factor probit model of ``router_ml.dependence``.
+    """Maximum a posteriori loadings and hopeless share of the model of ``router_ml.dependence``.
 
     :param success: (n_requests, n_models) in {0, 1}, NaN where not tried.
     :param p: same shape: P(success) predicted by a fit that did not see the row.
@@ -52,21 +56,33 @@ def fit_dependence(success: FloatArray, p: FloatArray, seed: int = 0) -> FittedD
         rows = np.sort(np.random.default_rng(seed).choice(rows, MOST_REQUESTS, replace=False))
     m = success.shape[1]
     if not len(rows):
-        return FittedDependence(np.full(m, DEFAULT_LOADING), 0, 0)
-    model = _Likelihood(success[rows], p[rows])
-    start = np.full(m + 1, np.log(DEFAULT_LOADING))
-    found = minimize(model, start, jac=True, method="L-BFGS-B", bounds=[(-6.0, np.log(MAX_LOADING))] * (m + 1))
-    return FittedDependence(np.exp(found.x[:-1]), len(rows), n_pairs)
+        return FittedDependence(np.full(m, DEFAULT_LOADING), DEFAULT_HOPELESS, 0, 0)
+    theta = np.full(m + 1, np.log(DEFAULT_LOADING))
+    bounds = [(-6.0, np.log(MAX_LOADING))] * (m + 1)
+    best, chosen, share = np.inf, theta, DEFAULT_HOPELESS
+    for hopeless in HOPELESS:
+        model = _Likelihood(success[rows], p[rows], hopeless)
+        found = minimize(model, theta, jac=True, method="L-BFGS-B", bounds=bounds)
+        theta = found.x  # the next share begins here
+        if found.fun < best:
+            best, chosen, share = found.fun, theta, hopeless
+    return FittedDependence(np.exp(chosen[:-1]), share, len(rows), n_pairs)
 
 
 class _Likelihood:
-    """Negative log posterior of the log loadings (m,) and their common level, with its gradient."""
+    """Negative log posterior of the log loadings (m,) and their common level, with its gradient.
 
-    def __init__(self, success: FloatArray, p: FloatArray) -> None:
+    :param hopeless: the share of the strongest model's failures that are everybody's.
+    """
+
+    def __init__(self, success: FloatArray, p: FloatArray, hopeless: float = 0.0) -> None:
         self.nodes, self.weights = difficulty_nodes(N_NODES)
         self.tried = ~np.isnan(success)
         self.sign = np.where(np.where(self.tried, success, 0.0) >= 0.5, 1.0, -1.0)
-        self.probit = ndtri(np.clip(p, P_FLOOR, 1.0 - P_FLOOR))
+        self.hopeless = hopeless * (1.0 - p.max(axis=1))  # of each request
+        self.all_failed = (~self.tried | (self.sign < 0)).all(axis=1)
+        else_p = p / (1.0 - self.hopeless)[:, None]
+        self.probit = ndtri(np.clip(else_p, P_FLOOR, 1.0 - P_FLOOR))
 
     def __call__(self, theta: FloatArray) -> tuple[float, FloatArray]:
         log_b, common = theta[:-1], theta[-1]
@@ -83,18 +99,21 @@ class _Likelihood:
             log_lik[rows] += log_cdf
             moved = (self.probit[rows, m] * b[m] / stretch[m])[:, None] + self.nodes
             slopes.append(sign * _inverse_mills(x, log_cdf) * moved * b[m])
-        joint = log_lik + np.log(self.weights)
+        # over the nodes, and hopeless as one more; a posterior over all of them
+        joint = log_lik + np.log(self.weights * (1.0 - self.hopeless)[:, None])
         top = joint.max(axis=1, keepdims=True)
         mass = np.exp(joint - top)
         total = mass.sum(axis=1, keepdims=True)
-        posterior = mass / total
+        with np.errstate(divide="ignore"):
+            beyond = np.where(self.all_failed, np.log(self.hopeless), -np.inf)
+        evidence = np.logaddexp((np.log(total) + top)[:, 0], beyond)
+        posterior = np.exp(joint - evidence[:, None])
         gradient = np.array([
             (posterior[self.tried[:, m]] * slope).sum() for m, slope in enumerate(slopes)
         ])  # fmt: skip
         away, level = (log_b - common) / SPREAD_OF_MODELS**2, (common - np.log(DEFAULT_LOADING)) / SPREAD_OF_COMMON**2
         penalty = 0.5 * ((log_b - common) @ away + (common - np.log(DEFAULT_LOADING)) * level)
-        value = -float((np.log(total) + top).sum()) + float(penalty)
-        return value, np.append(away - gradient, level - away.sum())
+        return -float(evidence.sum()) + float(penalty), np.append(away - gradient, level - away.sum())
 
 
 def _inverse_mills(x: NDArray[np.float64], log_cdf: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,13 +1,78 @@
-"""Plans found by trying everything, written without the planner: by walking the tree of every sequence's outcomes."""
+"""Plans found by trying everything, by code that shares nothing with the planner: what the planner is held against."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
+import numpy as np
+
+from router_ml.dependence import Dependence, difficulty_nodes
+from router_ml.plan import Candidates, Goal, best_plans
 from router_ml.request import VerifierSpec
+
+PRICES = (0.01, 0.3, 10.0)  # of a failure, where calls cost .001 to 1
+
+
+@dataclass
+class Problem:
+    """A pool: P(success), USD and loading of each model, and a verifier."""
+
+    p: list[float]
+    cost: list[float]
+    loadings: list[float]
+    hopeless: float
+    verifier: VerifierSpec
+
+    @classmethod
+    def random(cls, rng: np.random.Generator, n: int) -> Problem:
+        """Prices over three orders of magnitude, dearer models likelier on the whole."""
+        p = np.clip(np.sort(rng.uniform(0.1, 0.97, n)) + rng.normal(0.0, 0.1, n), 0.02, 0.98)
+        cost = np.sort(10.0 ** rng.uniform(-3.0, 0.0, n))
+        check = float(rng.choice([0.0, 0.001]))
+        verifier = VerifierSpec(float(rng.uniform(0.8, 1.0)), float(rng.uniform(0.0, 0.3)), check)
+        loadings, hopeless = rng.uniform(0.0, 2.5, n).tolist(), float(rng.uniform(0.0, 0.6))
+        return cls(p.tolist(), cost.tolist(), loadings, hopeless, verifier)
+
+    @property
+    def dependence(self) -> Dependence:
+        """As the planner takes it."""
+        return Dependence(self.loadings, self.hopeless)
+
+    def candidates(self, **more: Any) -> Candidates:
+        """For the planner. :param more: its further arguments."""
+        return Candidates(range(len(self.p)), self.p, self.cost, self.verifier, self.dependence, **more)
+
+    def every_plan(self) -> dict[tuple[int, ...], tuple[float, float]]:
+        """Sequence -> its cost and P(success)."""
+        nodes, weights = (array.tolist() for array in difficulty_nodes())
+        beyond = self.hopeless * (1.0 - max(self.p))
+        right = [
+            [*right_given_difficulty(p / (1.0 - beyond), b, nodes, weights), 0.0]
+            for p, b in zip(self.p, self.loadings, strict=True)
+        ]
+        weights = [*(w * (1.0 - beyond) for w in weights), beyond]
+        n = len(self.p)
+        return {order: evaluate(order, right, weights, self.cost, self.verifier) for order in sequences(n, n)}
+
+
+def excess_loss(problem: Problem) -> float:
+    """How much more the planner's sequence loses than the best one, as a share, at the worst of ``PRICES``; or costs,
+    where it has to be as likely as the best single model."""
+    truth, candidates = problem.every_plan(), problem.candidates()
+    worst = 0.0
+    for price in PRICES:
+        loss = {order: cost + (1.0 - p) * price for order, (cost, p) in truth.items()}
+        chosen = best_plans(candidates, Goal(failure_cost_usd=price)).best
+        worst = max(worst, loss[chosen.models] / min(loss.values()) - 1.0)
+    wanted = max(problem.p)
+    chosen = best_plans(candidates, Goal(min_quality=wanted)).best
+    least = min(cost for cost, p in truth.values() if p >= wanted - 1e-9)
+    return max(worst, truth[chosen.models][0] / least - 1.0)
 
 
 def right_given_difficulty(p: float, loading: float, nodes: Sequence[float], weights: Sequence[float]) -> list[float]:

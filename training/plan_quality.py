@@ -1,0 +1,236 @@
+"""Lines of the quality table: plans made for requests that nothing was fitted on, carried out on recorded outcomes.
+
+Verifiers are simulated: an answer is accepted with the true or the false acceptance, drawn anew for each of 20 seeds. A
+price of a failure is swept from nothing to far above all costs; each price gives a point of mean cost and quality.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from router_ml.dependence import Dependence
+from router_ml.plan import Candidates, Goal, Plan, Search, best_plans, shortlist
+from router_ml.request import VerifierSpec
+from training import brute_force
+from training.baselines import RandomMixture, out_of_fold
+from training.brute_force import Problem
+from training.cost_quality import complete_grid, cost_at_quality, resamples, sweep_choices, upper_hull
+from training.dependence import FittedDependence
+from training.judging import Judged
+from training.metrics import FloatArray, IntArray
+from training.quality_rows import Row
+
+N_SEEDS = 20
+N_PRICES = 40
+N_BOOT = 200
+# table -> (true acceptance, false acceptance) -> cost for the best single model's quality, as a share of its cost
+TARGETS: dict[str, dict[tuple[float, float], float]] = {
+    "swebench_bash": {(1.0, 0.0): 0.110, (0.95, 0.05): 0.165, (0.90, 0.20): 0.330},
+    "routerbench": {(0.95, 0.05): 0.150},
+}
+MIXTURE_SHARE = 0.99  # of the mixture's quality at equal cost that routing without a verifier may not go below
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """A complete grid of n requests and m models: what happened, and what was predicted for rows not fitted on.
+
+    :param dependence: by the fold that a request is judged in, of the m models.
+    :param best: the best single model, the cheaper of two equals: the one to escalate to.
+    """
+
+    success: FloatArray
+    cost: FloatArray
+    p: FloatArray
+    c: FloatArray
+    fold: IntArray
+    group: IntArray
+    dependence: Sequence[Dependence]
+    best: int
+
+    @classmethod
+    def of(cls, judged: Judged, fitted: Sequence[FittedDependence]) -> Outcomes | None:
+        """The rows on which every priced model was tried; None where there is none."""
+        rows, priced = complete_grid(judged.score, judged.cost)
+        if not rows.any() or priced.sum() < 2 or judged.fold is None:
+            return None
+        kept = np.ix_(rows, priced)
+        success, cost = judged.success[kept], judged.cost[kept]
+        best = int(np.lexsort((cost.mean(axis=0), -success.mean(axis=0)))[0])
+        group = np.unique(judged.group[rows], return_inverse=True)[1]
+        fold = np.asarray(judged.fold, dtype=np.intp)[rows]
+        dependence = [Dependence(one.loadings[priced].tolist(), one.hopeless) for one in fitted]
+        return cls(success, cost, judged.p[kept], judged.c[kept], fold, group, dependence, best)
+
+    @property
+    def singles(self) -> FloatArray:
+        """(m, 2) mean cost and quality of each model."""
+        return np.stack([self.cost.mean(axis=0), self.success.mean(axis=0)], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class CarriedOut:
+    """Plans carried out: cost and success of each request (k, n), means over seeds, and what the plans had promised."""
+
+    cost: FloatArray
+    success: FloatArray
+    promised: FloatArray
+
+    def points(self, weights: FloatArray | None = None) -> FloatArray:
+        """(k, 2) mean cost and quality."""
+        if weights is None:
+            return np.stack([self.cost.mean(axis=1), self.success.mean(axis=1)], axis=1)
+        return np.stack([self.cost @ weights, self.success @ weights], axis=1)
+
+
+def prices_of(outcomes: Outcomes) -> list[float]:
+    """Prices of a failure from nothing to far above all costs."""
+    dear = float(outcomes.cost.mean(axis=0).max())
+    return [float(price) for price in np.geomspace(dear * 1e-3, dear * 100.0, N_PRICES)]
+
+
+def plan_all(outcomes: Outcomes, verifier: VerifierSpec, prices: Sequence[float]) -> list[list[Plan]]:
+    """For each request, the best plan at each price; last, the cheapest as likely as the best single model alone."""
+    models, best = range(outcomes.cost.shape[1]), outcomes.best
+    goals = [Goal(failure_cost_usd=price) for price in prices]
+    out = []
+    for p, c, fold in zip(outcomes.p.tolist(), outcomes.c.tolist(), outcomes.fold.tolist(), strict=True):
+        candidates = Candidates(models, p, c, verifier, outcomes.dependence[fold])
+        search = Search(candidates.take(shortlist(candidates, Goal(), keep=(best,))))
+        asked = Goal(min_quality=p[best], last_resort=best)
+        out.append([search.best(goal).best for goal in [*goals, asked]])
+    return out
+
+
+def carry_out(
+    plans: Sequence[Sequence[Plan]], outcomes: Outcomes, verifier: VerifierSpec, seed: int = 0
+) -> CarriedOut:  # fmt: skip
+    """Carry plans out on what was recorded. One verdict for each answer and seed, whichever plan asks for it."""
+    n, m = outcomes.success.shape
+    rng = np.random.default_rng(seed)
+    chance = np.where(outcomes.success > 0.5, verifier.true_accept, verifier.false_accept)
+    accepted = rng.random((N_SEEDS, n, m)) < chance
+    k = len(plans[0])
+    cost, success, promised = np.zeros((k, n)), np.zeros((k, n)), np.zeros((k, n))
+    for i, of_request in enumerate(plans):
+        known: dict[tuple[int, ...], tuple[float, float]] = {}
+        for j, plan in enumerate(of_request):
+            if plan.models not in known:
+                known[plan.models] = _carried_out(plan.models, accepted[:, i], outcomes.success[i], outcomes.cost[i])
+            cost[j, i], success[j, i] = known[plan.models]
+            promised[j, i] = plan.p_success
+    return CarriedOut(cost, success, promised)
+
+
+def _carried_out(
+    models: tuple[int, ...], accepted: np.ndarray, success: FloatArray, cost: FloatArray
+) -> tuple[float, float]:
+    """Mean cost and success over seeds. :param accepted: (seeds, m)."""
+    waiting = np.ones(len(accepted), dtype=bool)
+    spent = right = 0.0
+    for stage, model in enumerate(models):
+        spent += waiting.mean() * cost[model]
+        ends = waiting & (accepted[:, model] | (stage == len(models) - 1))
+        right += ends.mean() * success[model]
+        waiting &= ~accepted[:, model]
+    return float(spent), float(right)
+
+
+def plan_rows(name: str, outcomes: Outcomes, *, note: str = "", seed: int = 0) -> Iterator[Row]:
+    """Plans at three reliabilities of the verifier, and routing without one."""
+    targets = TARGETS.get(name, {})
+    prices = prices_of(outcomes)
+    singles = outcomes.singles
+    for accept in [(1.0, 0.0), (0.95, 0.05), (0.90, 0.20)]:
+        verifier = VerifierSpec(*accept)
+        done = carry_out(plan_all(outcomes, verifier, prices), outcomes, verifier, seed)
+        swept = CarriedOut(done.cost[:-1], done.success[:-1], done.promised[:-1])
+        share = cost_at_quality(swept.points(), singles, 1.0)
+        low, high = _interval(partial(_share, swept), outcomes, seed)
+        target = targets.get(accept)
+        label = f"plans, verifier {accept[0]:g}/{accept[1]:g}"
+        n = f"n = {len(outcomes.cost):,}, {N_SEEDS} seeds"
+        yield Row(
+            name, f"{label}: cost for the best model's quality, of its cost", _finite(share),
+            "" if target is None else f"<= {target:.3f}", None if target is None else share <= target, low, high,
+            "; ".join(part for part in (n, note) if part),
+        )  # fmt: skip
+        cost, kept = np.array([done.cost[-1].mean(), done.success[-1].mean()]) / singles[outcomes.best]
+        yield Row(
+            name, f"{label}: quality kept where as likely as the best model is asked for", float(kept),
+            note=f"at {cost:.3f} of its cost; promised {done.promised[-1].mean():.3f}, kept "
+            f"{done.success[-1].mean():.3f}, the best model {singles[outcomes.best, 1]:.3f}",
+        )  # fmt: skip
+
+
+def _share(done: CarriedOut, outcomes: Outcomes, weights: FloatArray) -> float:
+    singles = np.stack([weights @ outcomes.cost, weights @ outcomes.success], axis=1)
+    return cost_at_quality(done.points(weights), singles, 1.0)
+
+
+def _interval(
+    statistic: Callable[[Outcomes, FloatArray], float], outcomes: Outcomes, seed: int
+) -> tuple[float | None, float | None]:
+    """95 % percentile interval over requests, groups drawn whole; an end that is infinite is None."""
+    values = [
+        statistic(outcomes, weights) for block in resamples(outcomes.group, N_BOOT, seed) for weights in block
+    ]  # fmt: skip
+    low, high = np.quantile(values, [0.025, 0.975], method="inverted_cdf")
+    return _finite(float(low)), _finite(float(high))
+
+
+def no_verifier_rows(name: str, judged: Judged, outcomes: Outcomes) -> Iterator[Row]:
+    """Routing without a verifier: never dearer than the best model for its quality, never below the mixture."""
+    points = _points(sweep_choices(outcomes.p, outcomes.c), outcomes)
+    singles = outcomes.singles
+    alone = singles[outcomes.best]
+    share = cost_at_quality(np.vstack([points, alone]), singles, 1.0)
+    yield Row(
+        name, "no verifier: cost for the best model's quality, of its cost", share, "<= 1.000", share <= 1.0,
+        note="where no point of the router reaches it, everything is escalated",
+    )  # fmt: skip
+    rows_of = judged.requests.take(np.flatnonzero(complete_grid(judged.score, judged.cost)[0]))
+    mixture = out_of_fold(RandomMixture, rows_of, outcomes.success, outcomes.cost, outcomes.fold)
+    hull = upper_hull(_points(sweep_choices(mixture.p, mixture.c), outcomes))
+    at_equal_cost = np.interp(points[:, 0], hull[:, 0], hull[:, 1])
+    worst = float((points[:, 1] / at_equal_cost).min())
+    yield Row(
+        name, "no verifier: least quality at any price of a failure, of the mixture's at equal cost", worst,
+        f">= {MIXTURE_SHARE:.2f}", worst >= MIXTURE_SHARE, note=f"{len(points)} prices",
+    )  # fmt: skip
+
+
+def _points(choices: IntArray, outcomes: Outcomes) -> FloatArray:
+    """(k, 2) mean cost and quality of k choices (k, n) of one model for each request."""
+    rows = np.arange(len(outcomes.cost))
+    return np.stack([outcomes.cost[rows, choices].mean(axis=1), outcomes.success[rows, choices].mean(axis=1)], axis=1)
+
+
+def planner_rows(n_problems: int = 1_000, seed: int = 0) -> Iterator[Row]:
+    """The planner against looking at every sequence one by one, and its speed."""
+    rng = np.random.default_rng(seed)
+    excess = [brute_force.excess_loss(Problem.random(rng, 3 + i % 3)) for i in range(n_problems)]
+    yield Row(
+        "planner", "loss above brute force, worst of random problems of 3 to 5 models", max(excess), "<= 0.0010",
+        max(excess) <= 0.001, note=f"{n_problems:,} problems, three prices and one wanted quality each",
+    )  # fmt: skip
+    problem = Problem.random(rng, 10)
+    dependence = problem.dependence
+    times = []
+    for _ in range(300):
+        started = time.perf_counter()
+        candidates = Candidates(range(10), problem.p, problem.cost, problem.verifier, dependence)
+        best_plans(candidates, Goal(failure_cost_usd=0.5))
+        times.append(time.perf_counter() - started)
+    micro = float(np.median(times[10:]) * 1e6)
+    yield Row("planner", "10 candidates, p50, microseconds", micro, "<= 300", micro <= 300.0)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
