@@ -115,9 +115,8 @@ def test_failures_that_go_together_make_a_plan_less_likely() -> None:
 
 def test_independent_models_and_a_perfect_verifier_are_called_by_weitzmans_index() -> None:
     p, cost = [0.2, 0.5, 0.7, 0.9], [0.05, 0.01, 0.2, 0.1]
-    plan = best_plans(
-        Candidates(range(4), p, cost, PERFECT, Dependence([0.0] * 4, 0.0)), Goal(failure_cost_usd=100.0)
-    ).best
+    candidates = Candidates(range(4), p, cost, PERFECT, Dependence([0.0] * 4, 0.0))
+    plan = best_plans(candidates, Goal(failure_cost_usd=100.0)).best
     index = [c / q for c, q in zip(cost, p, strict=True)]
     assert list(plan.models) == sorted(range(4), key=index.__getitem__)
 
