@@ -16,7 +16,7 @@ from training.cost_quality import complete_grid
 from training.judging import Judged
 from training.metrics import BoolArray, FloatArray, IntArray
 from training.prediction import Prediction
-from training.promises import KEPT_SHARE, THRESHOLDS, Settings, Target, calibrate, settings_of
+from training.promises import KEPT_SHARE, THRESHOLDS, Settings, Target, calibrate, group_cap, settings_of
 from training.quality_rows import Row
 
 N_DRAWS = 500
@@ -81,8 +81,7 @@ def _draw(
     calibration = np.isin(group, drawn)
     codes = np.unique(group[calibration], return_inverse=True)[1]
     part = settings._replace(gain=settings.gain[calibration])
-    largest = int(np.bincount(group).max())
-    chosen = calibrate(part, codes, target, 1.0 - target.confidence, largest, seed)
+    chosen = calibrate(part, codes, target, 1.0 - target.confidence, group_cap(group), seed)
     test = ~calibration
     gain, cost = settings.gain[test].mean(axis=0), settings.cost[test].mean(axis=0)
     gain_all, cost_all = settings.gain.mean(axis=0), settings.cost.mean(axis=0)

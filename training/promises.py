@@ -8,8 +8,8 @@ guards, rules and prices. The lowest before the first that cannot be shown to ke
 
 With probability ``confidence`` over the draw of the kept rows, the expected score of what the router chooses is at
 least ``target_quality`` times that of the escalation model on the same requests. This holds at any number of rows, if
-groups (sessions) are independent and alike, requests to come are like them, and no session is longer than the longest
-in the table. It speaks of first choices: not of fallbacks after errors, exploration, or limits that a request brings.
+groups (sessions) are independent and requests to come are like those kept. A very long session counts as a shorter one
+(``group_cap``). It speaks of first choices: not of fallbacks after errors, exploration, or limits of a request.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from training.risk_control import first_failure, gains_shown, rows_needed
 THRESHOLDS: FloatArray = np.round(np.linspace(1.0, 0.0, 201), 3)  # fixed before any row is seen; the order of the tests
 KEPT_SHARE = 0.3  # of the groups: kept from the fit to choose the threshold
 FEWEST_COMPLETE = 0.5  # share of the kept requests on which every model must have a score
+COUNTED = 0.95  # share of the requests that groups cut off at ``group_cap`` have left
 FEWEST_GROUPS = 10  # kept, below which nothing is worth trying
 METHOD = "Learn-then-Test, fixed sequence from safe to cheap, betting test (finite-sample)"
 
@@ -84,17 +85,28 @@ def settings_of(
     return Settings(threshold[fresh], earned - target * score[:, [escalation]], earned, cost[rows, picked].T)
 
 
-def calibrate(settings: Settings, group: IntArray, target: Target, level: float, largest_group: int, seed: int) -> int:
+def calibrate(settings: Settings, group: IntArray, target: Target, level: float, cap: int, seed: int) -> int:
     """Index of the cheapest setting that can be promised; 0 if there is none.
 
     :param group: (n,) codes of requests that hang together: their sum counts as one row.
-    :param level: probability that the promise may be broken. :param largest_group: requests in the largest one.
+    :param level: probability that the promise may be broken. :param cap: requests that a group counts for at most.
     """
-    gain = _by_group(settings.gain, group)
+    gain = _by_group(settings.gain, group, cap)
     order = np.random.default_rng(seed).permutation(len(gain))  # bets are laid in an order that knows no outcome
-    shown = gains_shown(gain[order], target.quality * largest_group, level)
+    shown = gains_shown(gain[order], target.quality * cap, level)
     shown[0] = True  # everything escalates: not a promise but what is left
     return first_failure(shown) - 1
+
+
+def group_cap(group: IntArray) -> int:
+    """Requests that a group counts for at most, so that nearly all requests count in full.
+
+    A test that is valid for every distribution has to fear the largest group: without a cap one session of 100 requests
+    would let it stake a hundredth. Sizes are no outcomes, so this does not disturb the test.
+    """
+    sizes = np.bincount(group)
+    longer = np.array([(sizes >= k).sum() for k in range(1, int(sizes.max()) + 1)])
+    return int(np.argmax(np.cumsum(longer) >= COUNTED * sizes.sum())) + 1
 
 
 def kept_apart(table: OutcomeTable, seed: int) -> tuple[OutcomeTable, OutcomeTable]:
@@ -117,11 +129,11 @@ def kept_apart(table: OutcomeTable, seed: int) -> tuple[OutcomeTable, OutcomeTab
 
 
 def make_promise(
-    router: Router, kept: OutcomeTable, target: Target, *, largest_group: int, seed: int = 0
+    router: Router, kept: OutcomeTable, target: Target, *, cap: int, seed: int = 0
 ) -> tuple[ModelPool, dict[str, Any]]:
     """Choose the threshold of a router on rows that it has not seen.
 
-    :param largest_group: requests in the largest group there is.
+    :param cap: see :func:`group_cap`.
     :return: the pool with the threshold, and what is promised, JSON-ready for the manifest.
     :raises TableError: if the table cannot say what other models would have done on enough of the requests.
     """
@@ -144,12 +156,12 @@ def make_promise(
             choices[:, rows], THRESHOLDS, low.score[at], low.cost[at], router.models.index(escalation), target.quality
         )
         group = np.unique(low.group[at], return_inverse=True)[1]
-        chosen = calibrate(settings, group, target, level, largest_group, seed)
-        return _facts(settings, chosen, group, target, level, largest_group, escalation)
+        chosen = calibrate(settings, group, target, level, cap, seed)
+        return _facts(settings, chosen, group, target, level, cap, escalation)
 
     facts: dict[str, Any] = {
         "target_quality": target.quality, "confidence": target.confidence, "escalation_model": escalation,
-        "method": METHOD, "n_left_out": kept.n_requests - answered.size,
+        "method": METHOD, "group_cap": cap, "n_left_out": kept.n_requests - answered.size,
     }  # fmt: skip
     rest = promise(None) if not tasks or None in of_task else _nothing_known()
     found = {task: promise(task) for task in tasks if task in of_task}
@@ -203,10 +215,12 @@ def _at(pool: ModelPool, threshold: float, by_task: Mapping[str, float]) -> Mode
     return dataclasses.replace(pool, confidence_threshold=threshold, tasks=rules)
 
 
-def _by_group(values: FloatArray, group: IntArray) -> FloatArray:
-    out = np.zeros((int(group.max(initial=-1)) + 1, values.shape[1]))
-    np.add.at(out, group, values)
-    return out
+def _by_group(gain: FloatArray, group: IntArray, cap: int) -> FloatArray:
+    """(n_groups, L) sums, those of groups larger than the cap scaled down to it."""
+    sizes = np.bincount(group)
+    out = np.zeros((len(sizes), gain.shape[1]))
+    np.add.at(out, group, gain)
+    return np.asarray(out * np.minimum(1.0, cap / sizes)[:, None])
 
 
 def _nothing_known() -> dict[str, Any]:
@@ -215,7 +229,7 @@ def _nothing_known() -> dict[str, Any]:
 
 
 def _facts(
-    settings: Settings, chosen: int, group: IntArray, target: Target, level: float, largest_group: int, escalation: str
+    settings: Settings, chosen: int, group: IntArray, target: Target, level: float, cap: int, escalation: str
 ) -> dict[str, Any]:
     """What the kept rows say of the threshold that was chosen."""
     n, n_groups = len(group), len(np.unique(group))
@@ -228,7 +242,7 @@ def _facts(
         reason = f"threshold {threshold:g}, chosen on {on} that were not fitted on, where it kept {share:.1%}"
     else:
         reason = f"no threshold could be shown to keep it on {on}: everything escalates; "
-        reason += _wanted(settings, group, target, level, largest_group)
+        reason += _wanted(settings, group, target, level, cap)
     return {
         "promised": chosen > 0, "threshold": threshold, "n_requests": n, "n_groups": n_groups, "level": level,
         "quality": float(own.mean()), "escalation_quality": float(reference.mean()),
@@ -237,10 +251,10 @@ def _facts(
     }  # fmt: skip
 
 
-def _wanted(settings: Settings, group: IntArray, target: Target, level: float, largest_group: int) -> str:
+def _wanted(settings: Settings, group: IntArray, target: Target, level: float, cap: int) -> str:
     """Roughly how many rows would have been enough."""
-    gain = _by_group(settings.gain, group)
-    bound = target.quality * largest_group
+    gain = _by_group(settings.gain, group, cap)
+    bound = target.quality * cap
     needed = [rows_needed(gain[:, k], bound, level) for k in range(1, gain.shape[1])]
     fewest = min(needed, default=math.inf)
     if math.isinf(fewest):

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 
 from router_ml.cli import run
 from router_ml.embedding import Encoder, SentenceTransformerEncoder
@@ -33,7 +32,7 @@ from training.evaluation_page import page
 from training.figures import save_figures
 from training.fitting import default_encoder, pool_from_table, train_router
 from training.outcome_table import OutcomeTable, read_table
-from training.promises import Target, kept_apart, make_promise, promise_lines
+from training.promises import Target, group_cap, kept_apart, make_promise, promise_lines
 from training.tracking import DEFAULT_URI, EXPERIMENT, MlflowTracking, NullTracking, Recorded, Tracking, TrainingRun
 
 RESAMPLES = 200  # enough to see a lead; `router-ml evaluate` draws more
@@ -107,11 +106,11 @@ def _promised(
 
     The router that is judged for it is the one that is saved: the same rows and the same seed train the same router.
     """
-    largest_group = int(np.bincount(table.group_codes).max())
+    cap = group_cap(table.group_codes)
     table, kept = kept_apart(table, seed)
     with tempfile.TemporaryDirectory() as scratch:
         router = train_router(table, Path(scratch) / "router", pool=pool, encoder=encoder, seed=seed)
-    pool, promise = make_promise(router, kept, target, largest_group=largest_group, seed=seed)
+    pool, promise = make_promise(router, kept, target, cap=cap, seed=seed)
     return table, pool, promise
 
 
