@@ -162,7 +162,7 @@ def check(seen: Sequence[Seen], target: float, confidence: float, task: str | No
         return _with(nothing, note=note)
     quality, reference, per_row = _estimates(seen, target)
     gain = quality - target * reference
-    error = _standard_error(per_row, [one.group for one in seen])
+    error = math.hypot(_standard_error(per_row, [one.group for one in seen]), target * _unseen(seen) / n)
     reach = NormalDist().inv_cdf(confidence) * error
     state: State = "kept" if gain - reach >= 0 else "broken" if gain + reach < 0 else "not enough data yet"
     note = "fixed-sample interval"
@@ -195,6 +195,16 @@ def _standard_error(per_row: FloatArray, groups: Sequence[str]) -> float:
     codes = np.unique(groups, return_inverse=True)[1]
     sums = np.bincount(codes, weights=per_row)
     return float(np.sqrt(len(sums) / (len(sums) - 1) * np.sum(sums**2)) / len(per_row))
+
+
+def _unseen(seen: Sequence[Seen]) -> float:
+    """What one more failure of the escalation model would weigh, where exploration tried it: at most.
+
+    Failures weigh much and are few. Where chance shows too few of them the model looks too good and the error too
+    small at once. In simulated logs that gave .13 to .15 false alarms at level .1; as if one more were there, .12.
+    """
+    weights = [one.p / one.propensity for one in seen if one.explored and one.escalation_score is not None]
+    return max(weights, default=0.0)
 
 
 def checks(promise: Mapping[str, Any], seen: Sequence[Seen]) -> Iterator[Check]:
