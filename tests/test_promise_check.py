@@ -117,7 +117,7 @@ def test_a_kept_a_broken_and_an_open_promise() -> None:
 @pytest.mark.parametrize("exploration", [0.3, 0.0])
 def test_a_verdict_on_the_very_target_is_wrong_no_more_often_than_the_level_says(exploration: float) -> None:
     states = [
-        check(traffic(600, cheap=0.85 * 0.9, exploration=exploration, seed=seed), 0.95, 0.9).state
+        check(traffic(400, cheap=0.85 * 0.9, exploration=exploration, seed=seed), 0.95, 0.9).state
         for seed in range(120)
     ]
     for state in ("kept", "broken"):

@@ -65,8 +65,8 @@ def picks(score: Sequence[Sequence[float]]) -> Settings:
 
 
 def test_in_a_simulated_world_promises_are_broken_no_more_often_than_they_say_and_not_for_lack_of_trying() -> None:
-    world, target, n_groups, n_draws = World(1), Target(0.9, 0.8), 250, 150
-    past, population = world.sample(500, seed=1).table, world.sample(4000, seed=2)
+    world, target, n_groups, n_draws = World(1), Target(0.9, 0.8), 250, 100
+    past, population = world.sample(500, seed=1).table, world.sample(2500, seed=2)
     future, encoder = population.table, default_encoder()
     fitted = fit(
         represent_table(past, encoder), past.dense("score"), past.dense("cost_usd"), past.task, past.group
@@ -249,6 +249,16 @@ def test_a_table_that_cannot_say_what_others_would_have_done_is_refused(
         kept_apart(dataclasses.replace(sparse, group=[str(i % 20) for i in range(200)]), 0)
 
 
+def test_a_table_of_which_the_guards_refuse_all_is_refused(
+    router: Router, rest_and_kept: tuple[OutcomeTable, OutcomeTable]
+) -> None:
+    tasks = {task: Rule(require=frozenset({"video"})) for task in rest_and_kept[1].task if task}
+    specs = tuple(dataclasses.replace(spec, abilities=frozenset()) for spec in router.pool.models)
+    blind = router.with_pool(dataclasses.replace(router.pool, models=specs, tasks=tasks))
+    with pytest.raises(TableError, match="the router's guards refuse all"):
+        make_promise(blind, rest_and_kept[1], Target(0.9), cap=2)
+
+
 def test_requests_on_which_a_model_is_missing_are_left_out_and_counted(
     router: Router, rest_and_kept: tuple[OutcomeTable, OutcomeTable]
 ) -> None:
@@ -268,18 +278,22 @@ def test_requests_on_which_a_model_is_missing_are_left_out_and_counted(
 
 
 def test_the_router_that_is_saved_is_the_one_that_was_judged_and_saw_none_of_the_kept_rows(
-    table: OutcomeTable, router: Router, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    table: OutcomeTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.train.RESAMPLES", 5)
-    pool = pool_from_table(kept_apart(table, 0)[0])
-    evaluation, saved = train(table, tmp_path / "a", pool=pool, encoder=default_encoder(), target=Target(0.9))
+    few = table.select_requests(np.arange(200))
+    rest, kept = kept_apart(few, 0)
+    pool, encoder = pool_from_table(rest), default_encoder()
+    router = train_router(rest, tmp_path / "before", pool=pool, encoder=encoder)
+    evaluation, saved = train(few, tmp_path / "a", pool=pool, encoder=encoder, target=Target(0.8))
     promise = saved.manifest["promise"]
-    assert saved.manifest["training"]["n_requests"] == kept_apart(table, 0)[0].n_requests
+    assert promise == make_promise(router, kept, Target(0.8), cap=promise["group_cap"])[1]
+    assert saved.manifest["training"]["data_fingerprint"] == rest.fingerprint()
     assert saved.pool.confidence_threshold == promise["threshold"]
     asked = ["What is 2+2?", "Prove that there are infinitely many primes."]
     np.testing.assert_array_equal(saved.predict_proba(asked), router.predict_proba(asked))
     run = _training_run(saved, evaluation, tmp_path / "a", tmp_path, ["t"])
-    assert run.params["target_quality"] == 0.9 and run.params["promised"] is True
+    assert run.params["target_quality"] == 0.8 and run.params["promised"] == promise["promised"]
     assert run.metrics["promise_threshold"] == promise["threshold"]
     assert run.metrics["promise_quality"] == promise["quality"]
 
@@ -289,7 +303,7 @@ def test_the_command_says_and_saves_what_is_promised(
 ) -> None:
     monkeypatch.setattr("training.train.RESAMPLES", 5)
     outcomes, out = tmp_path / "outcomes.csv", tmp_path / "router"
-    write_table(table.select_requests(np.arange(250)), outcomes)
+    write_table(table.select_requests(np.arange(120)), outcomes)
     arguments = ["--outcomes", str(outcomes), "--out", str(out), "--no-tracking"]
     assert main([*arguments, "--target-quality", "0.8"]) == 0
     manifest, said = read_manifest(out), capsys.readouterr().out

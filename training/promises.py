@@ -145,6 +145,8 @@ def make_promise(
         for t in (0.0, 1.0)
     )
     answered = np.flatnonzero(np.asarray(high.chosen) != REFUSED)
+    if not answered.size:
+        raise TableError("promise", [f"the router's guards refuse all {complete.n_requests} complete requests"])
     choices, of_task = _choices(low, high)[:, answered], [complete.task[i] for i in answered]
     level = (1.0 - target.confidence) / (len(set(of_task)) if tasks else 1)  # a bound on any of them being broken
     escalation = router.pool.escalation_model
