@@ -19,7 +19,7 @@ from training import promise_check
 from training.promise_check import (
     NO_LABEL,
     NOT_ELIGIBLE,
-    OTHER_LIMITS,
+    OTHER_REASONS,
     OTHER_ROUTER,
     Seen,
     check,
@@ -188,13 +188,14 @@ def test_what_the_threshold_did_not_decide_is_left_out_by_reason(tmp_path: Path)
         (made(4, CHEAP, limits={"min_quality": 0.2}), 1.0),
         (made(5, CHEAP, limits={"failure_cost_usd": 0.0}), 1.0),
         (made(6, CHEAP, degraded=True), 1.0),
+        (made(10, CHEAP, code=ReasonCode.CHEAPEST_PLAN), 1.0),
         (made(7, CHEAP, candidates=barred), 1.0),
         (made(8, CHEAP, attempts=[failed(CHEAP), attempt(DEAR)]), 0.25),
         (made(9, CHEAP, limits={"session_id": "s", "task": "math"}, attempts=[attempt(CHEAP, accepted=True)]), None),
     ]  # fmt: skip
     with OutcomeLog(logged(tmp_path, entries)) as log:
         seen, left_out = read_log(log, VERSION, DEAR)
-    assert left_out == {NO_LABEL: 1, OTHER_ROUTER: 1, OTHER_LIMITS: 3, NOT_ELIGIBLE: 1}
+    assert left_out == {NO_LABEL: 1, OTHER_ROUTER: 1, OTHER_REASONS: 4, NOT_ELIGIBLE: 1}
     assert seen == [
         Seen("d0", None, 1.0, 0.9, None, 1.0, False), Seen("d1", None, 0.5, 0.9, 0.5, 0.1, True),
         Seen("d8", None, 0.25, 0.9, None, 1.0, False),  # the answer that the caller got

@@ -283,13 +283,13 @@ def test_the_router_that_is_saved_is_the_one_that_was_judged_and_saw_none_of_the
     monkeypatch.setattr("training.train.RESAMPLES", 5)
     few = table.select_requests(np.arange(200))
     rest, kept = kept_apart(few, 0)
-    pool, encoder = pool_from_table(rest), default_encoder()
-    router = train_router(rest, tmp_path / "before", pool=pool, encoder=encoder)
-    evaluation, saved = train(few, tmp_path / "a", pool=pool, encoder=encoder, target=Target(0.8))
+    encoder = default_encoder()
+    router = train_router(rest, tmp_path / "before", pool=pool_from_table(rest), encoder=encoder)
+    evaluation, saved = train(few, tmp_path / "a", pool=None, encoder=encoder, target=Target(0.8))
     promise = saved.manifest["promise"]
     assert promise == make_promise(router, kept, Target(0.8), cap=promise["group_cap"])[1]
     assert saved.manifest["training"]["data_fingerprint"] == rest.fingerprint()
-    assert saved.pool.confidence_threshold == promise["threshold"]
+    assert saved.pool == dataclasses.replace(router.pool, confidence_threshold=promise["threshold"])
     asked = ["What is 2+2?", "Prove that there are infinitely many primes."]
     np.testing.assert_array_equal(saved.predict_proba(asked), router.predict_proba(asked))
     run = _training_run(saved, evaluation, tmp_path / "a", tmp_path, ["t"])

@@ -43,11 +43,13 @@ FEWEST_GROUPS = 30  # with a label, below which a normal interval says nothing
 FEWEST_EXPLORED = 10  # times that exploration took the escalation model: each weighs as much as all of the others
 CHOOSING = (
     "min_quality", "failure_cost_usd", "pin", "allow", "deny", "require", "local_only", "budget_usd", "max_latency_s",
+    "verifier",
 )  # fmt: skip  # limits of a request by which something else than the threshold may decide
+BY_THRESHOLD = (ReasonCode.CHEAPEST_LIKELY, ReasonCode.LOW_CONFIDENCE, ReasonCode.RULE, ReasonCode.EXPLORATION)
 
 NO_LABEL = "no score, no verdict and no check of the answer"
 OTHER_ROUTER = "decided by another router version, or imported"
-OTHER_LIMITS = "limits of the request or a budget may have decided"
+OTHER_REASONS = "not the threshold but a price, a plan, a budget or a limit of the request decided, or may have"
 NOT_ELIGIBLE = "the escalation model could not take the request"
 
 
@@ -124,8 +126,9 @@ def read_log(
 def _seen(decision: LoggedDecision, router_version: str, escalation: str) -> Seen | str:
     if decision.source == IMPORT or decision.router_version != router_version or decision.model is None:
         return OTHER_ROUTER
-    if decision.degraded or any(name in decision.limits for name in CHOOSING):
-        return OTHER_LIMITS
+    limited = any(name in decision.limits for name in CHOOSING)
+    if limited or decision.degraded or decision.reason_code not in BY_THRESHOLD:
+        return OTHER_REASONS
     candidate = next((one for one in decision.candidates if one.model == escalation), None)
     if candidate is None or candidate.excluded_by is not None or not decision.propensity:
         return NOT_ELIGIBLE

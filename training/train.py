@@ -64,7 +64,7 @@ def command(
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     tracking: Tracking = NullTracking() if no_tracking else MlflowTracking(uri, experiment)
     table = read_table(paths)
-    pool = ModelPool.from_yaml(pool_path) if pool_path is not None else pool_from_table(table)
+    pool = None if pool_path is None else ModelPool.from_yaml(pool_path)
     encoder = SentenceTransformerEncoder(encoder_name) if encoder_name is not None else default_encoder()
     evaluation, router = train(table, out, pool=pool, encoder=encoder, seed=seed, target=target)
     with tempfile.TemporaryDirectory() as scratch:
@@ -79,11 +79,13 @@ def command(
 
 
 def train(
-    table: OutcomeTable, out: Path, *, pool: ModelPool, encoder: Encoder, seed: int = 0, target: Target | None = None
-) -> tuple[Evaluation, Router]:
+    table: OutcomeTable, out: Path, *, pool: ModelPool | None, encoder: Encoder, seed: int = 0,
+    target: Target | None = None,
+) -> tuple[Evaluation, Router]:  # fmt: skip
     """Judge on held-out requests, then train on all and save.
 
     :param out: folder that gets the router; its manifest carries the metrics, each with its n.
+    :param pool: None: made from the table.
     :param target: what to promise. Some requests are then kept from all training, and choose the pool's threshold.
     :return: the evaluation on held-out requests, and the saved router.
     :raises TableError: if the table is too small, or shares no model with the pool, or cannot carry a promise.
@@ -91,6 +93,7 @@ def train(
     promise = None
     if target is not None:
         table, pool, promise = _promised(table, pool, encoder, seed, target)
+    pool = pool if pool is not None else pool_from_table(table)
     judged, how = judge_held_out(table, pool=pool, encoder=encoder, seed=seed)
     rule = DefaultRule(pool.confidence_threshold, pool.escalation_model)
     evaluation = evaluate(judged, rule, facts={"held_out": how}, n_boot=RESAMPLES, seed=seed)
@@ -100,10 +103,11 @@ def train(
 
 
 def _promised(
-    table: OutcomeTable, pool: ModelPool, encoder: Encoder, seed: int, target: Target
+    table: OutcomeTable, pool: ModelPool | None, encoder: Encoder, seed: int, target: Target
 ) -> tuple[OutcomeTable, ModelPool, dict[str, Any]]:
     """The requests to train on, the pool with the threshold that the others chose, and what is promised.
 
+    Without a pool, the requests to train on choose the escalation model too: the others choose a threshold only.
     The router that is judged for it is the one that is saved: the same rows and the same seed train the same router.
     """
     cap = group_cap(table.group_codes)
