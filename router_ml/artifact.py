@@ -155,6 +155,7 @@ def _shape(manifest: dict[str, Any]) -> dict[str, bool]:
         "digests": isinstance(digests, dict) and _is_names(list(digests.values())),
         "evidence": isinstance(evidence, dict) and evidence.get("kind", "measured") in tuple(EVIDENCE),
         "dependence": _is_dependence(manifest.get("dependence", {})),
+        "promise": "promise" not in manifest or _is_promise(manifest["promise"]),
     }
 
 
@@ -163,6 +164,16 @@ def _is_dependence(value: Any) -> bool:
         return False
     limits = [(one, MAX_LOADING) for one in value.get("loadings", {}).values()] + [(value.get("hopeless", 0.0), 1.0)]
     return all(type(one) in (int, float) and 0.0 <= one <= most for one, most in limits)
+
+
+def _is_promise(value: Any) -> bool:
+    """What ``train --target-quality`` promised; ``router-ml promises`` reads it."""
+    return (
+        isinstance(value, dict)
+        and all(isinstance(value.get(key), float) for key in ("target_quality", "confidence", "threshold"))
+        and isinstance(value.get("escalation_model"), str)
+        and isinstance(value.get("promised"), bool)
+    )
 
 
 def _is_names(value: Any) -> bool:

@@ -241,13 +241,14 @@ def _typical_where_unknown(tokens: Array) -> Array:
 
 def train_router(
     table: OutcomeTable, out_dir: str | Path, *, pool: ModelPool | None = None, encoder: Encoder | None = None,
-    seed: int = 0, metrics: dict[str, Any] | None = None,
+    seed: int = 0, metrics: dict[str, Any] | None = None, promise: dict[str, Any] | None = None,
 ) -> Router:  # fmt: skip
     """Train a router on a table and save it.
 
     :param pool: None: made from the table (``pool_from_table``).
     :param encoder: None: the static encoder of the bundled router.
     :param metrics: figures measured on other rows, for the manifest; each with its n.
+    :param promise: what is promised of the pool's threshold, for the manifest; see ``training.promises``.
     :raises TableError: if table and pool share no model.
     """
     pool = pool if pool is not None else pool_from_table(table)
@@ -264,6 +265,7 @@ def train_router(
             },
             "dependence": fitted.dependence.to_dict(pool.names) if fitted.dependence is not None else {},
             "metrics": metrics or {},
+            **({} if promise is None else {"promise": promise}),
         },
     )  # fmt: skip
     return Router.load(out_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from router_ml.router import Reading, Router
 from training.comparison import REFUSED
 from training.cost_quality import complete_grid
 from training.fitting import Representation, represent_table
-from training.metrics import FloatArray, IntArray
+from training.metrics import BoolArray, FloatArray, IntArray
 from training.outcome_table import OutcomeTable
 from training.prediction import Requests
 
@@ -32,6 +33,7 @@ class Judged:
     :param fold: (n,) where predictions are out-of-fold; None: one router predicted them all.
     :param chosen: (n,) column that the router's own decision calls, ``REFUSED`` where it calls none; None: no router
         decided, and the default rule is applied to ``p`` and ``c``.
+    :param eligible: (n, m) whether the router's guards let the model have the request; None: no router decided.
     """
 
     models: tuple[str, ...]
@@ -44,6 +46,7 @@ class Judged:
     group: IntArray
     fold: IntArray | None = None
     chosen: IntArray | None = None
+    eligible: BoolArray | None = None
 
     @classmethod
     def concat(cls, parts: Sequence[Judged]) -> Judged:
@@ -61,16 +64,16 @@ class Judged:
             ),
             group=np.concatenate([part.group for part in parts]),
             fold=np.repeat(np.arange(len(parts)), [len(part.group) for part in parts]),
-            chosen=_concat_chosen(parts),
+            chosen=_concat_of(parts, "chosen"),
+            eligible=_concat_of(parts, "eligible"),
         )
 
 
-def judge_router(router: Router, table: OutcomeTable) -> Judged:
+def judge_router(router: Router, table: OutcomeTable, among: Sequence[str] | None = None) -> Judged:
     """Let a router predict and decide the requests of a table.
 
-    It may choose among the models that the comparison can price, or among all that it shares with the table where none
-    can be priced.
-
+    :param among: models that it may choose among; None: those that the comparison can price, or all that it shares
+        with the table where none can be priced.
     :raises TableError: if router and table share no model.
     """
     models = tuple(name for name in router.models if name in table.models)
@@ -82,9 +85,10 @@ def judge_router(router: Router, table: OutcomeTable) -> Judged:
     columns, own = [table.models.index(name) for name in models], [router.models.index(name) for name in models]
     score, cost = table.dense("score")[:, columns], table.dense("cost_usd")[:, columns]
     rows, priced = complete_grid(score, cost)
-    allowed = [name for name, kept in zip(models, priced, strict=True) if kept or not rows.any()]
+    if among is None:
+        among = [name for name, kept in zip(models, priced, strict=True) if kept or not rows.any()]
     representation = represent_table(table, router.encoder)
-    p, c, called = _decide(router, _readings(router, table, representation, allowed))
+    p, c, eligible, called = _decide(router, _readings(router, table, representation, among))
     column = {own[place]: place for place in range(len(models))} | {REFUSED: REFUSED}
     return Judged(
         models=models,
@@ -96,6 +100,7 @@ def judge_router(router: Router, table: OutcomeTable) -> Judged:
         requests=requests_of(table, representation),
         group=table.group_codes,
         chosen=np.array([column[model] for model in called], dtype=np.intp),
+        eligible=eligible[:, own],
     )
 
 
@@ -126,10 +131,11 @@ def _readings(
         yield router.reading(request, trace, features, embedding)
 
 
-def _decide(router: Router, readings: Iterable[Reading]) -> tuple[FloatArray, FloatArray, list[int]]:
-    """P(success) and expected cost of every model of the router, and the one it calls, ``REFUSED`` where none."""
+def _decide(router: Router, readings: Iterable[Reading]) -> tuple[FloatArray, FloatArray, BoolArray, list[int]]:
+    """P(success) and expected cost of every model of the router, who is eligible, and the one it calls, or REFUSED."""
     p: list[list[float]] = []
     c: list[list[float]] = []
+    eligible: list[list[bool]] = []
     called = []
     for reading in readings:
         try:
@@ -137,15 +143,17 @@ def _decide(router: Router, readings: Iterable[Reading]) -> tuple[FloatArray, Fl
         except NoEligibleModelError:
             p.append(reading.p)
             c.append(reading.cost)
+            eligible.append([False] * len(router.models))
             called.append(REFUSED)
         else:
             p.append([candidate.p_success for candidate in decision.candidates])
             c.append([candidate.expected_cost_usd for candidate in decision.candidates])
+            eligible.append([candidate.excluded_by is None for candidate in decision.candidates])
             called.append(router.models.index(decision.model))
     shape = (len(called), len(router.models))
-    return np.array(p).reshape(shape), np.array(c).reshape(shape), called
+    return np.array(p).reshape(shape), np.array(c).reshape(shape), np.array(eligible, bool).reshape(shape), called
 
 
-def _concat_chosen(parts: Sequence[Judged]) -> IntArray | None:
-    chosen = [part.chosen for part in parts if part.chosen is not None]
-    return np.concatenate(chosen) if len(chosen) == len(parts) else None
+def _concat_of(parts: Sequence[Judged], name: str) -> Any:
+    found = [getattr(part, name) for part in parts if getattr(part, name) is not None]
+    return np.concatenate(found) if len(found) == len(parts) else None

@@ -98,32 +98,46 @@ def table_of_log(
 
 def _rows_of(decision: LoggedDecision, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
     """The rows of one decision; what gives none is counted."""
-    answers = {a.model: a for a in decision.attempts if a.kind == "answer" and a.error_kind is None}
+    answers = _answers(decision)
     left_out[CALL_FAILED] += len({a.model for a in decision.attempts if a.error_kind is not None} - answers.keys())
-    given = _given(decision)
-    said = defaultdict(list)
-    for one in decision.feedback:
-        said[one.model or given].append(one)
-    if not answers and not said.keys() - {None}:
+    scores = scores_of(decision)
+    if not scores:
         left_out[NO_ANSWER] += 1
     content = _content(decision)
-    for model in [*answers, *(model for model in said if model is not None and model not in answers)]:
-        attempt = answers.get(model)
-        score = next((one.score for one in reversed(said[model]) if one.score is not None), None)
-        verdict = next((one.verdict for one in reversed(said[model]) if one.verdict is not None), None)
-        if score is None and verdict is not None:
-            score = SCORE_OF_VERDICT[verdict]
-        if score is None and attempt is not None and attempt.accepted is not None:
-            score = float(attempt.accepted)
+    for model, score in scores.items():
         if score is None:
             left_out[NO_LABEL] += 1
         elif isinstance(content, str):
             left_out[content] += 1
         else:
-            yield {"score": score, **content, **_outcome(decision, model, attempt)}
+            yield {"score": score, **content, **_outcome(decision, model, answers.get(model))}
 
 
-def _given(decision: LoggedDecision) -> str | None:
+def scores_of(decision: LoggedDecision) -> dict[str, float | None]:
+    """How good each model's answer was, by the newest score, else the newest verdict, else the verifier; else None.
+
+    It names the models that answered, and those that feedback is about.
+    """
+    answers, given = _answers(decision), answer_given(decision)
+    said = defaultdict(list)
+    for one in decision.feedback:
+        said[one.model or given].append(one)
+    out: dict[str, float | None] = {}
+    for model in [*answers, *(model for model in said if model is not None and model not in answers)]:
+        score = next((one.score for one in reversed(said[model]) if one.score is not None), None)
+        verdict = next((one.verdict for one in reversed(said[model]) if one.verdict is not None), None)
+        if score is None and verdict is not None:
+            score = SCORE_OF_VERDICT[verdict]
+        accepted = answers[model].accepted if model in answers else None
+        out[model] = float(accepted) if score is None and accepted is not None else score
+    return out
+
+
+def _answers(decision: LoggedDecision) -> dict[str, LoggedAttempt]:
+    return {a.model: a for a in decision.attempts if a.kind == "answer" and a.error_kind is None}
+
+
+def answer_given(decision: LoggedDecision) -> str | None:
     """The model whose answer the caller got: the last that answered, or the one decided for if the log saw no call."""
     answered = [a.model for a in decision.attempts if a.kind == "answer" and a.error_kind is None]
     if decision.source == IMPORT:
@@ -287,7 +301,8 @@ def _key(*parts: str) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
-def _moment(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+def moment(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+    """Seconds since 1970 from what a command line says; a click callback."""
     if value is None:
         return None
     try:
@@ -314,8 +329,8 @@ def command() -> None:
 @command.command("export")
 @_LOG
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A .parquet, .csv or .jsonl file.")
-@click.option("--since", callback=_moment, metavar="TIME", help="Decisions from then on: seconds or ISO 8601, UTC.")
-@click.option("--until", callback=_moment, metavar="TIME", help="Decisions before then.")
+@click.option("--since", callback=moment, metavar="TIME", help="Decisions from then on: seconds or ISO 8601, UTC.")
+@click.option("--until", callback=moment, metavar="TIME", help="Decisions before then.")
 @_JSON
 def export_command(url: str, out: Path, since: float | None, until: float | None, as_json: bool) -> None:
     """Write the labelled outcomes of a log as an outcome table."""

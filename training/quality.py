@@ -37,6 +37,7 @@ from training.evaluation import Evaluation, evaluate
 from training.fitting import default_encoder
 from training.metrics import IntArray
 from training.outcome_table import OutcomeTable, read_table
+from training.promise_quality import promise_rows
 from training.quality_rows import Row, print_rows
 
 DAY_0 = "day_0"  # in place of a table's name
@@ -224,6 +225,7 @@ def command(data: Path, out: Path | None, only: tuple[str, ...], seed: int, resa
         measured = measure(name, read_table(path), encoder, seed=seed, n_boot=resamples)
         print_comparison(measured)
         rows += quality_rows(measured)
+        rows += promise_rows(name, measured.evaluation.judged, seed=seed)
         tables[name] = measured.to_dict()
     if DAY_0 in only or (not only and EXAMPLE_TABLE.stem not in tables):
         click.echo("measuring sources left out of training ...", err=True)

@@ -1,9 +1,11 @@
 """Train a router on outcome tables, with metrics from rows that it was not fitted on.
 
     router-ml train --outcomes PATH [--outcomes PATH ...] --out DIR [--pool pool.yaml] [--seed N]
+                    [--target-quality 0.95 [--confidence 0.9] [--promise-by-task]]
 
 Routers trained on part of the requests judge the rest; their metrics go into the manifest. The router that is saved is
-then trained on all requests. The run is recorded in MLflow unless ``--no-tracking`` is given.
+then trained on all requests; with a target quality, on all but those that choose the threshold. The run is recorded in
+MLflow unless ``--no-tracking`` is given.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import click
 
 from router_ml.cli import run
 from router_ml.embedding import Encoder, SentenceTransformerEncoder
+from router_ml.errors import TableError
 from router_ml.pool import ModelPool
 from router_ml.router import Router
 from training.comparison import DefaultRule
@@ -29,6 +32,7 @@ from training.evaluation_page import page
 from training.figures import save_figures
 from training.fitting import default_encoder, pool_from_table, train_router
 from training.outcome_table import OutcomeTable, read_table
+from training.promises import Target, group_cap, kept_apart, make_promise, promise_lines
 from training.tracking import DEFAULT_URI, EXPERIMENT, MlflowTracking, NullTracking, Recorded, Tracking, TrainingRun
 
 RESAMPLES = 200  # enough to see a lead; `router-ml evaluate` draws more
@@ -39,6 +43,9 @@ RESAMPLES = 200  # enough to see a lead; `router-ml evaluate` draws more
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the router.")
 @click.option("--pool", "pool_path", type=click.Path(path_type=Path), help="pool.yaml; without it, the table's models.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of splits and fit.")
+@click.option("--target-quality", type=float, help="Share of the escalation model's quality to promise, such as 0.95.")
+@click.option("--confidence", type=float, help="Probability with which the promise is to hold [default: 0.9]")
+@click.option("--promise-by-task", is_flag=True, help="A threshold for each task; all promises hold together.")
 @click.option("--encoder", "encoder_name", metavar="NAME_OR_PATH", help="A sentence-transformers model instead.")
 @click.option("--report", type=click.Path(path_type=Path), help="Folder for the report and its pictures.")
 @click.option("--tracking-uri", help=f"MLflow store [default: $MLFLOW_TRACKING_URI or {DEFAULT_URI}]")
@@ -46,18 +53,20 @@ RESAMPLES = 200  # enough to see a lead; `router-ml evaluate` draws more
 @click.option("--experiment", default=EXPERIMENT, show_default=True, help="MLflow experiment.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was trained as JSON.")
 def command(
-    paths: tuple[Path, ...], out: Path, pool_path: Path | None, seed: int, encoder_name: str | None,
+    paths: tuple[Path, ...], out: Path, pool_path: Path | None, seed: int,
+    target_quality: float | None, confidence: float | None, promise_by_task: bool, encoder_name: str | None,
     report: Path | None, tracking_uri: str | None, no_tracking: bool, experiment: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Train a router on outcome tables, with metrics from rows that it was not fitted on."""
     if no_tracking and tracking_uri is not None:
         raise click.UsageError("--no-tracking and --tracking-uri contradict each other")
+    target = _target(target_quality, confidence, promise_by_task)
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
     tracking: Tracking = NullTracking() if no_tracking else MlflowTracking(uri, experiment)
     table = read_table(paths)
-    pool = ModelPool.from_yaml(pool_path) if pool_path is not None else pool_from_table(table)
+    pool = None if pool_path is None else ModelPool.from_yaml(pool_path)
     encoder = SentenceTransformerEncoder(encoder_name) if encoder_name is not None else default_encoder()
-    evaluation, router = train(table, out, pool=pool, encoder=encoder, seed=seed)
+    evaluation, router = train(table, out, pool=pool, encoder=encoder, seed=seed, target=target)
     with tempfile.TemporaryDirectory() as scratch:
         folder = report if report is not None else Path(scratch)
         write_report(evaluation, folder, str(router.manifest["router_version"]))
@@ -70,19 +79,54 @@ def command(
 
 
 def train(
-    table: OutcomeTable, out: Path, *, pool: ModelPool, encoder: Encoder, seed: int = 0
-) -> tuple[Evaluation, Router]:
+    table: OutcomeTable, out: Path, *, pool: ModelPool | None, encoder: Encoder, seed: int = 0,
+    target: Target | None = None,
+) -> tuple[Evaluation, Router]:  # fmt: skip
     """Judge on held-out requests, then train on all and save.
 
     :param out: folder that gets the router; its manifest carries the metrics, each with its n.
+    :param pool: None: made from the table.
+    :param target: what to promise. Some requests are then kept from all training, and choose the pool's threshold.
     :return: the evaluation on held-out requests, and the saved router.
-    :raises TableError: if the table is too small, or shares no model with the pool.
+    :raises TableError: if the table is too small, or shares no model with the pool, or cannot carry a promise.
     """
+    promise = None
+    if target is not None:
+        table, pool, promise = _promised(table, pool, encoder, seed, target)
+    pool = pool if pool is not None else pool_from_table(table)
     judged, how = judge_held_out(table, pool=pool, encoder=encoder, seed=seed)
     rule = DefaultRule(pool.confidence_threshold, pool.escalation_model)
     evaluation = evaluate(judged, rule, facts={"held_out": how}, n_boot=RESAMPLES, seed=seed)
     metrics = {"held_out": how, **evaluation.metrics()}
-    return evaluation, train_router(table, out, pool=pool, encoder=encoder, seed=seed, metrics=metrics)
+    router = train_router(table, out, pool=pool, encoder=encoder, seed=seed, metrics=metrics, promise=promise)
+    return evaluation, router
+
+
+def _promised(
+    table: OutcomeTable, pool: ModelPool | None, encoder: Encoder, seed: int, target: Target
+) -> tuple[OutcomeTable, ModelPool, dict[str, Any]]:
+    """The requests to train on, the pool with the threshold that the others chose, and what is promised.
+
+    Without a pool, the requests to train on choose the escalation model too: the others choose a threshold only.
+    The router that is judged for it is the one that is saved: the same rows and the same seed train the same router.
+    """
+    cap = group_cap(table.group_codes)
+    table, kept = kept_apart(table, seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        router = train_router(table, Path(scratch) / "router", pool=pool, encoder=encoder, seed=seed)
+    pool, promise = make_promise(router, kept, target, cap=cap, seed=seed)
+    return table, pool, promise
+
+
+def _target(quality: float | None, confidence: float | None, by_task: bool) -> Target | None:
+    if quality is None:
+        if confidence is not None or by_task:
+            raise click.UsageError("--confidence and --promise-by-task need --target-quality")
+        return None
+    try:
+        return Target(quality, 0.9 if confidence is None else confidence, by_task)
+    except TableError as exc:
+        raise click.UsageError(str(exc)) from exc
 
 
 def write_report(evaluation: Evaluation, folder: Path, version: str) -> None:
@@ -112,6 +156,10 @@ def _training_run(router: Router, evaluation: Evaluation, out: Path, report: Pat
     if evaluation.comparison is not None:
         leads = evaluation.comparison.differences.items()
         metrics |= {f"lead_in_area_over_{name}": pair["area"].difference for name, pair in leads if ":" not in name}
+    if (promise := router.manifest.get("promise")) is not None:
+        params |= {name: promise[name] for name in ("target_quality", "confidence", "promised")}
+        of = ("threshold", "n_requests", "n_groups", "quality", "escalation_quality", "cost_usd", "escalated_cost_usd")
+        metrics |= {f"promise_{name}": promise.get(name) for name in of}
     return TrainingRun(params, metrics, out, report)
 
 
@@ -122,6 +170,7 @@ def _summary(router: Router, out: Path, recorded: Recorded | None) -> dict[str, 
         "models": list(router.models),
         "escalation_model": router.pool.escalation_model,
         "metrics": router.manifest["metrics"],
+        "promise": router.manifest.get("promise"),
         "notes": router.manifest["training"]["notes"],
         "tracking": None if recorded is None else vars(recorded),
     }
@@ -129,6 +178,8 @@ def _summary(router: Router, out: Path, recorded: Recorded | None) -> dict[str, 
 
 def _print_saved(router: Router, out: Path, recorded: Recorded | None) -> None:
     click.echo(f"held out: {router.manifest['metrics']['held_out']}")
+    for line in promise_lines(router.manifest.get("promise")):
+        click.echo(line)
     for note in router.manifest["training"]["notes"]:
         click.echo(f"note: {note}")
     click.echo(f"{out}: router {router.manifest['router_version']} of {len(router.models)} models")
