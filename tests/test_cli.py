@@ -432,10 +432,12 @@ def test_complete_checks_escalates_and_logs(
     assert main(["complete", "What is 2 + 2?", *check, *acting(router_path, tmp_path, provider)]) == 0
     done = json.loads(capsys.readouterr().out)
     assert done["model"] == "other/max" and done["accepted"] is True
-    assert [attempt["verdict"]["accepted"] for attempt in done["attempts"]] == [False, True]
+    *rejected, last = [attempt["verdict"]["accepted"] for attempt in done["attempts"]]
+    assert last is True and rejected and not any(rejected)
+    assert [attempt["model"] for attempt in done["attempts"]] == done["decision"]["plan"]
     with OutcomeLog(url) as log:
         (logged,) = log.decisions()
-    assert logged.decision_id == done["decision"]["decision_id"] and len(logged.attempts) == 2
+    assert logged.decision_id == done["decision"]["decision_id"] and len(logged.attempts) == len(rejected) + 1
 
 
 def test_complete_fails_in_one_line_without_the_key(

@@ -1,7 +1,8 @@
 """Lines of the quality table: plans made for requests that nothing was fitted on, carried out on recorded outcomes.
 
-Verifiers are simulated: an answer is accepted with the true or the false acceptance, drawn anew for each of 20 seeds. A
-price of a failure is swept from nothing to far above all costs; each price gives a point of mean cost and quality.
+Verifiers are simulated: an answer is accepted with the true or the false acceptance, drawn anew for each of 20 seeds.
+Every goal that a user can set gives a point of mean cost and quality: a price of a failure, or a quality as a share of
+the best model's, with that model as the last resort or without.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ from training.metrics import FloatArray, IntArray
 from training.quality_rows import Row
 
 N_SEEDS = 20
-N_PRICES = 40
+N_PRICES = 40  # of a failure, from next to nothing to far above all costs
+SHARES = tuple(share / 100 for share in range(80, 114, 2))  # of the best model's P(success), wanted of a plan
+ALIKE = SHARES.index(1.0)  # as likely as the best model: what is asked for where nothing is said
 N_BOOT = 200
 # table -> (true acceptance, false acceptance) -> cost for the best single model's quality, as a share of its cost
 TARGETS: dict[str, dict[tuple[float, float], float]] = {
@@ -89,22 +92,18 @@ class CarriedOut:
         return np.stack([self.cost @ weights, self.success @ weights], axis=1)
 
 
-def prices_of(outcomes: Outcomes) -> list[float]:
-    """Prices of a failure from nothing to far above all costs."""
-    dear = float(outcomes.cost.mean(axis=0).max())
-    return [float(price) for price in np.geomspace(dear * 1e-3, dear * 100.0, N_PRICES)]
-
-
-def plan_all(outcomes: Outcomes, verifier: VerifierSpec, prices: Sequence[float]) -> list[list[Plan]]:
-    """For each request, the best plan at each price; last, the cheapest as likely as the best single model alone."""
+def plan_all(outcomes: Outcomes, verifier: VerifierSpec) -> list[list[Plan]]:
+    """For each request, the best plan for each goal: ``SHARES`` with the last resort, without, then the prices."""
     models, best = range(outcomes.cost.shape[1]), outcomes.best
-    goals = [Goal(failure_cost_usd=price) for price in prices]
+    dear = float(outcomes.cost.mean(axis=0).max())
+    prices = [Goal(failure_cost_usd=float(price)) for price in np.geomspace(dear * 1e-3, dear * 100.0, N_PRICES)]
     out = []
     for p, c, fold in zip(outcomes.p.tolist(), outcomes.c.tolist(), outcomes.fold.tolist(), strict=True):
         candidates = Candidates(models, p, c, verifier, outcomes.dependence[fold])
         search = Search(candidates.take(shortlist(candidates, Goal(), keep=(best,))))
-        asked = Goal(min_quality=p[best], last_resort=best)
-        out.append([search.best(goal).best for goal in [*goals, asked]])
+        wanted = [Goal(min_quality=min(1.0, share * p[best])) for share in SHARES]
+        held = [goal._replace(last_resort=best) for goal in wanted]
+        out.append([search.best(goal).best for goal in [*held, *wanted, *prices]])
     return out
 
 
@@ -145,14 +144,12 @@ def _carried_out(
 def plan_rows(name: str, outcomes: Outcomes, *, note: str = "", seed: int = 0) -> Iterator[Row]:
     """Plans at three reliabilities of the verifier, and routing without one."""
     targets = TARGETS.get(name, {})
-    prices = prices_of(outcomes)
     singles = outcomes.singles
     for accept in [(1.0, 0.0), (0.95, 0.05), (0.90, 0.20)]:
         verifier = VerifierSpec(*accept)
-        done = carry_out(plan_all(outcomes, verifier, prices), outcomes, verifier, seed)
-        swept = CarriedOut(done.cost[:-1], done.success[:-1], done.promised[:-1])
-        share = cost_at_quality(swept.points(), singles, 1.0)
-        low, high = _interval(partial(_share, swept), outcomes, seed)
+        done = carry_out(plan_all(outcomes, verifier), outcomes, verifier, seed)
+        share = cost_at_quality(done.points(), singles, 1.0)
+        low, high = _interval(partial(_share, done), outcomes, seed)
         target = targets.get(accept)
         label = f"plans, verifier {accept[0]:g}/{accept[1]:g}"
         n = f"n = {len(outcomes.cost):,}, {N_SEEDS} seeds"
@@ -161,11 +158,11 @@ def plan_rows(name: str, outcomes: Outcomes, *, note: str = "", seed: int = 0) -
             "" if target is None else f"<= {target:.3f}", None if target is None else share <= target, low, high,
             "; ".join(part for part in (n, note) if part),
         )  # fmt: skip
-        cost, kept = np.array([done.cost[-1].mean(), done.success[-1].mean()]) / singles[outcomes.best]
+        cost, kept = np.array([done.cost[ALIKE].mean(), done.success[ALIKE].mean()]) / singles[outcomes.best]
         yield Row(
             name, f"{label}: quality kept where as likely as the best model is asked for", float(kept),
-            note=f"at {cost:.3f} of its cost; promised {done.promised[-1].mean():.3f}, kept "
-            f"{done.success[-1].mean():.3f}, the best model {singles[outcomes.best, 1]:.3f}",
+            note=f"at {cost:.3f} of its cost; promised {done.promised[ALIKE].mean():.3f}, kept "
+            f"{done.success[ALIKE].mean():.3f}, the best model {singles[outcomes.best, 1]:.3f}",
         )  # fmt: skip
 
 
