@@ -14,9 +14,10 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.abc import InspectLoader
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -174,25 +175,35 @@ def _with_limits(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--file", "path", metavar="FILE", help="JSON lines, a request each; '-' for standard input.")
 @click.option("--router", "folder", metavar="DIR", help="A saved router; without it, the bundled one.")
 @click.option("--json", "as_json", is_flag=True, help="Print a decision a line.")
+@click.option("--explain", is_flag=True, help="Say why, what was second, and what would have changed it.")
+@click.option("--verify", "verifier", metavar="JSON", help="How the answer will be checked; decides for a plan.")
 @_with_limits
-def route(text: str | None, path: str | None, folder: str | None, as_json: bool, **limits: Any) -> None:
+def route(
+    text: str | None, path: str | None, folder: str | None, as_json: bool, explain: bool, verifier: str | None,
+    **limits: Any,
+) -> None:  # fmt: skip
     """Decide which model a request goes to.
 
     TEXT is one request, or '-' to read it from standard input. The options narrow every request.
     """
+    from router_ml.explanation import explain as explanation_of
     from router_ml.router import Router
 
     if (text is None) == (path is None):
         raise click.UsageError("expected either TEXT or --file")
     router = Router.load(folder)
-    given = _given(limits)
+    given = _given({**limits, "verifier": _verifier_of(verifier)})
     if path is None:
         decision = router.predict({"prompt": _text_of(text or ""), **given})
         if as_json:
-            _print_json(decision)
+            _print_json(decision, {"explanation": explanation_of(decision).to_dict()} if explain else {})
+        elif explain:
+            click.echo(explanation_of(decision).text)
         else:
             print_decision(decision)
         return
+    if explain:
+        raise click.UsageError("--explain is for one request: TEXT in place of --file")
     decided = _decide_lines(path, given, router.predict)
     if as_json:
         for _, decision in decided:
@@ -306,8 +317,8 @@ def _title(request: RouteRequest, number: int) -> str:
     return f"{number}: {request.messages[:40]}" if isinstance(request.messages, str) else f"line {number}"
 
 
-def _print_json(decision: RouteDecision) -> None:
-    click.echo(json.dumps(decision.to_dict(), allow_nan=False))
+def _print_json(decision: RouteDecision, more: Mapping[str, Any] = MappingProxyType({})) -> None:
+    click.echo(json.dumps({**decision.to_dict(), **more}, allow_nan=False))
 
 
 # -- pool

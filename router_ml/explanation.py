@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from router_ml.request import Candidate, Objective, PlanOption, RouteDecision
 
@@ -34,6 +34,11 @@ class Explanation(NamedTuple):
 
     def __str__(self) -> str:
         return self.text
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        second = None if self.second is None else self.second._asdict()
+        return {"text": self.text, "second": second, "flips": [flip._asdict() for flip in self.flips]}
 
 
 def explain(decision: RouteDecision) -> Explanation:
@@ -142,8 +147,8 @@ def _plan_of(decision: RouteDecision) -> str:
         for stage in decision.stages
     )
     return (
-        f"{calls}. In all, that is right in {decision.plan_confidence:.0%} for {_usd(decision.expected_cost_usd)} "
-        f"expected; the escalation model alone would cost {_usd(decision.baseline_cost_usd)}."
+        f"{calls}. In all, that is right in {decision.plan_confidence:.0%} for {usd(decision.expected_cost_usd)} "
+        f"expected; the escalation model alone would cost {usd(decision.baseline_cost_usd)}."
     )
 
 
@@ -154,11 +159,11 @@ def _runner_up(decision: RouteDecision, chosen: Candidate, second: Candidate | N
         plan = decision.second_plan
         return (
             f"The best plan that begins with another model is {', then '.join(plan.models)}: {plan.p_success:.0%} for "
-            f"{_usd(plan.expected_cost_usd)}."
+            f"{usd(plan.expected_cost_usd)}."
         )
     return (
-        f"It is expected to succeed with probability {chosen.p_success:.2f}, for {_usd(chosen.expected_cost_usd)}; "
-        f"second is {second.model}, with {second.p_success:.2f} for {_usd(second.expected_cost_usd)}."
+        f"It is expected to succeed with probability {chosen.p_success:.2f}, for {usd(chosen.expected_cost_usd)}; "
+        f"second is {second.model}, with {second.p_success:.2f} for {usd(second.expected_cost_usd)}."
     )
 
 
@@ -166,9 +171,9 @@ def _changes(flips: tuple[Flip, ...]) -> str:
     said = []
     for flip in flips:
         what = {
-            "failure_cost_usd": f"at {_usd(flip.value)} for a failure",
+            "failure_cost_usd": f"at {usd(flip.value)} for a failure",
             "threshold": f"at a threshold of {flip.value:.3f}",
-            "expected_cost_usd": f"if what was chosen cost {_usd(flip.value)} or more",
+            "expected_cost_usd": f"if what was chosen cost {usd(flip.value)} or more",
         }[flip.what]
         said.append(f"{flip.to} {what}")
     return f"It would have been {', or '.join(said)}." if said else ""
@@ -185,6 +190,8 @@ def _trust(decision: RouteDecision) -> str:
     return f"{basis}; {nearer}."
 
 
-def _usd(value: float) -> str:
-    """US dollars with as many digits as say something."""
-    return f"${value:.2f}" if value >= 0.995 else f"${value:.3g}"
+def usd(amount: float) -> str:
+    """An amount to three significant digits, never in exponent form."""
+    if amount == 0.0 or not math.isfinite(amount):
+        return f"${amount:.2f}"
+    return f"${amount:.{max(2, 2 - math.floor(math.log10(abs(amount))))}f}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from router_ml.explanation import usd
 from router_ml.failure_cost import FailureCost
 from router_ml.pool import ModelSpec
 from router_ml.request import RouteDecision
@@ -28,6 +28,7 @@ def print_decision(decision: RouteDecision) -> None:
         ("model", decision.model),
         ("confidence", f"{decision.confidence:.3f} ({_evidence(decision)})"),
         ("reason", f"{decision.reason.text} [{decision.reason.code.value}]"),
+        *_plan_lines(decision),
         ("expected cost", usd(decision.expected_cost_usd)),
         ("saving", f"{_saving(decision)} against always calling the escalation model"),
     ):
@@ -72,17 +73,21 @@ def decisions_table(decided: Iterable[tuple[str, RouteDecision]]) -> Table:
     return table
 
 
-def usd(amount: float) -> str:
-    """An amount to three significant digits, never in exponent form."""
-    if amount == 0.0 or not math.isfinite(amount):
-        return f"${amount:.2f}"
-    return f"${amount:.{max(2, 2 - math.floor(math.log10(abs(amount))))}f}"
-
-
 def _saving(decision: RouteDecision) -> str:
     if decision.baseline_cost_usd <= 0.0:
         return usd(decision.saving_usd)
     return f"{decision.saving_usd / decision.baseline_cost_usd:.0%}"
+
+
+def _plan_lines(decision: RouteDecision) -> list[tuple[str, str]]:
+    """A line per stage of a plan of several."""
+    if len(decision.stages) < 2:
+        return []
+    lines = [
+        f"{stage.model}, called in {stage.p_reached:.0%}, then right in {stage.p_success:.0%}"
+        for stage in decision.stages
+    ]
+    return [("plan", f"right in {decision.plan_confidence:.1%}:"), *(("", line) for line in lines)]
 
 
 def _evidence(decision: RouteDecision) -> str:

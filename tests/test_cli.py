@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 import router_ml.price_map
 from router_ml.cli import main
 from router_ml.errors import MissingExtraError
+from router_ml.explanation import usd
 from router_ml.outcomes import OutcomeLog
 from router_ml.pool import ModelPool
 from router_ml.router import Router
-from router_ml.terminal import usd
 from training.fault_server import Behaviour, FaultServer
 
 QUESTION = "How many seconds are there in a week?"

@@ -23,9 +23,10 @@ from rich.text import Text
 
 from router_ml.cli import run
 from router_ml.errors import RouterError
+from router_ml.explanation import usd
 from router_ml.request import BYTES_PER_TOKEN, RouteDecision, RouteRequest
 from router_ml.router import Router
-from router_ml.terminal import console, decisions_table, table_of, usd
+from router_ml.terminal import console, decisions_table, table_of
 from training.simulate import Sample, World
 
 DATA = Path(__file__).resolve().parents[1] / "data"

@@ -14,8 +14,9 @@ import click
 from rich.table import Table
 
 from router_ml.cli import run
+from router_ml.explanation import usd
 from router_ml.router import Router
-from router_ml.terminal import console, table_of, usd
+from router_ml.terminal import console, table_of
 from training.comparison import TARGETS
 from training.evaluation import Evaluation, evaluate_router
 from training.outcome_table import read_table

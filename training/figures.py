@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, PercentFormatter
 
-from router_ml.terminal import usd
+from router_ml.explanation import usd
 from training.calibration import reliability
 from training.comparison import Comparison, Contestant
 from training.cost_quality import upper_hull
