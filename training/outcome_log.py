@@ -292,7 +292,7 @@ _ONLY_A_ROUTER_KNOWS = (
 )  # fmt: skip
 _ONLY_A_CALL_KNOWS = (
     "stage", "cached_tokens", "accepted", "verdict_detail", "verdict_cost_usd", "verdict_latency_s", "error_kind",
-    "error_message",
+    "error_message", "verifier",
 )  # fmt: skip
 
 
