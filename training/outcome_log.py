@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,9 +40,9 @@ from router_ml.outcome_rows import (
 from router_ml.outcomes import DEFAULT_URL, PROMPTS, LoggedAttempt, LoggedDecision, OutcomeLog
 from training.fitting import CHUNK, default_encoder, represent
 from training.outcome_columns import KNOWN, IntArray, number_of_text
+from training.outcome_labels import answers_of, scores_of
 from training.outcome_table import OutcomeTable, from_columns, read_table, write_table
 
-SCORE_OF_VERDICT = {"good_fit": 1.0, "overprovisioned": 1.0, "underpowered": 0.0, "failed": 0.0}
 MAX_ID_BYTES = 1_000  # of a request id or a model's name; PostgreSQL indexes no more than 2,700
 
 CALL_FAILED = "the call failed, which says nothing of how good the model's answers are"
@@ -98,7 +98,7 @@ def table_of_log(
 
 def _rows_of(decision: LoggedDecision, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
     """The rows of one decision; what gives none is counted."""
-    answers = _answers(decision)
+    answers = answers_of(decision)
     left_out[CALL_FAILED] += len({a.model for a in decision.attempts if a.error_kind is not None} - answers.keys())
     scores = scores_of(decision)
     if not scores:
@@ -111,38 +111,6 @@ def _rows_of(decision: LoggedDecision, left_out: Counter[str]) -> Iterator[dict[
             left_out[content] += 1
         else:
             yield {"score": score, **content, **_outcome(decision, model, answers.get(model))}
-
-
-def scores_of(decision: LoggedDecision) -> dict[str, float | None]:
-    """How good each model's answer was, by the newest score, else the newest verdict, else the verifier; else None.
-
-    It names the models that answered, and those that feedback is about.
-    """
-    answers, given = _answers(decision), answer_given(decision)
-    said = defaultdict(list)
-    for one in decision.feedback:
-        said[one.model or given].append(one)
-    out: dict[str, float | None] = {}
-    for model in [*answers, *(model for model in said if model is not None and model not in answers)]:
-        score = next((one.score for one in reversed(said[model]) if one.score is not None), None)
-        verdict = next((one.verdict for one in reversed(said[model]) if one.verdict is not None), None)
-        if score is None and verdict is not None:
-            score = SCORE_OF_VERDICT[verdict]
-        accepted = answers[model].accepted if model in answers else None
-        out[model] = float(accepted) if score is None and accepted is not None else score
-    return out
-
-
-def _answers(decision: LoggedDecision) -> dict[str, LoggedAttempt]:
-    return {a.model: a for a in decision.attempts if a.kind == "answer" and a.error_kind is None}
-
-
-def answer_given(decision: LoggedDecision) -> str | None:
-    """The model whose answer the caller got: the last that answered, or the one decided for if the log saw no call."""
-    answered = [a.model for a in decision.attempts if a.kind == "answer" and a.error_kind is None]
-    if decision.source == IMPORT:
-        return answered[0] if len(answered) == 1 else None
-    return answered[-1] if answered else None if decision.attempts else decision.model
 
 
 def _content(decision: LoggedDecision) -> dict[str, Any] | str:
