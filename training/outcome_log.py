@@ -2,6 +2,7 @@
 
     router-ml outcomes export [--log URL] --out FILE [--since TIME] [--until TIME]
     router-ml outcomes import [--log URL] --table FILE [--log-prompts none|hash|text]
+    router-ml outcomes verifiers [URL] [--since TIME] [--until TIME] [--out FILE]      (see ``training.verifiers``)
 
 An export holds a row per decision and model that answered, wherever it is known how good the answer was: by the newest
 score of late feedback, else its newest verdict, else by the verifier. What cannot be labelled is counted, by reason.
@@ -38,10 +39,12 @@ from router_ml.outcome_rows import (
     storable,
 )
 from router_ml.outcomes import DEFAULT_URL, PROMPTS, LoggedAttempt, LoggedDecision, OutcomeLog
+from router_ml.terminal import console
 from training.fitting import CHUNK, default_encoder, represent
 from training.outcome_columns import KNOWN, IntArray, number_of_text
 from training.outcome_labels import answers_of, scores_of
 from training.outcome_table import OutcomeTable, from_columns, read_table, write_table
+from training.verifiers import LEVEL, MIN_LABELS, reliability
 
 MAX_ID_BYTES = 1_000  # of a request id or a model's name; PostgreSQL indexes no more than 2,700
 
@@ -286,6 +289,10 @@ _LOG = click.option(
     "--log", "url", envvar="ROUTER_ML_LOG", default=DEFAULT_URL, show_default=True, metavar="URL",
     help="sqlite:///FILE or postgresql://... [env: ROUTER_ML_LOG]",
 )  # fmt: skip
+_SINCE = click.option(
+    "--since", callback=moment, metavar="TIME", help="Decisions from then on: seconds or ISO 8601, UTC."
+)
+_UNTIL = click.option("--until", callback=moment, metavar="TIME", help="Decisions before then.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 
 
@@ -297,8 +304,8 @@ def command() -> None:
 @command.command("export")
 @_LOG
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A .parquet, .csv or .jsonl file.")
-@click.option("--since", callback=moment, metavar="TIME", help="Decisions from then on: seconds or ISO 8601, UTC.")
-@click.option("--until", callback=moment, metavar="TIME", help="Decisions before then.")
+@_SINCE
+@_UNTIL
 @_JSON
 def export_command(url: str, out: Path, since: float | None, until: float | None, as_json: bool) -> None:
     """Write the labelled outcomes of a log as an outcome table."""
@@ -331,6 +338,41 @@ def import_command(url: str, path: Path, log_prompts: Any, as_json: bool) -> Non
         click.echo(json.dumps({"log": log.name, **asdict(done)}))
         return
     click.echo(f"{log.name}: {done.n_new} requests added, {done.n_requests - done.n_new} were there already")
+
+
+@command.command("verifiers")
+@click.argument("url", envvar="ROUTER_ML_LOG", default=DEFAULT_URL, metavar="[URL]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="A .yaml or .json file that pool.yaml names: `verifiers: FILE`."
+)
+@click.option(
+    "--level", type=click.FloatRange(0, 1, True, True), default=LEVEL, show_default=True, help="Of intervals."
+)
+@click.option(
+    "--min-labels", type=click.IntRange(1), default=MIN_LABELS, show_default=True,
+    help="Labelled answers, right or wrong ones, below which --out leaves a rate as it is declared.",
+)  # fmt: skip
+@_SINCE
+@_UNTIL
+@_JSON
+def verifiers_command(
+    url: str, out: Path | None, level: float, min_labels: int, since: float | None, until: float | None, as_json: bool
+) -> None:
+    """Estimate how far the verifiers of a log can be trusted.
+
+    From their verdicts, and from what feedback says of the same answers.
+    """
+    with OutcomeLog(url, create=False) as log:
+        found = reliability(log.decisions(since, until), level=level)
+    n_written = None if out is None else found.write(out, min_labels)
+    if as_json:
+        click.echo(json.dumps({**found.to_dict(), "out": None if out is None else str(out)}, allow_nan=False))
+        return
+    console().print(found.table())
+    for note in found.notes():
+        click.echo(f"note: {note}")
+    if out is not None:
+        click.echo(f"{out}: {n_written} verifiers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
