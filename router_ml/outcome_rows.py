@@ -222,7 +222,7 @@ def entry_rows(
         **prompt_columns(prompt, prompts),
     }
     checked = any(attempt.verdict is not None for attempt in entry.attempts)
-    verifier = storable(verifier_name(request.verifier)) if checked and request.verifier is not None else None
+    verifier = storable(verifier_name(request.verifier)) if checked and hasattr(request.verifier, "verify") else None
     return Rows([row], [_attempt_row(decision, i, attempt, verifier) for i, attempt in enumerate(entry.attempts)])
 
 

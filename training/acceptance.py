@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaln  # type: ignore[import-untyped]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.intp]
@@ -29,6 +30,8 @@ _LEAST = 1e-9  # a Beta with a parameter of 0 is none
 # Grid of a hierarchy's mean, and of its strength: how many outcomes the likeness of its members is worth
 _MEANS = (np.arange(60) + 0.5) / 60.0
 _STRENGTHS = np.geomspace(0.5, 1_000.0, 40)
+_A, _B = np.outer(_STRENGTHS, _MEANS).ravel(), np.outer(_STRENGTHS, 1.0 - _MEANS).ravel()
+_NO_DATA = betaln(_A, _B)
 
 
 class Verdicts(NamedTuple):
@@ -145,16 +148,13 @@ def _alike(x: FloatArray, n: FloatArray, draws: int, rng: np.random.Generator) -
     :param x: (members,) successes. :param n: (members,) trials; neither need be whole.
     :return: (members, draws).
     """
-    from scipy.special import betaln  # type: ignore[import-untyped]
-
-    a, b = np.outer(_STRENGTHS, _MEANS), np.outer(_STRENGTHS, 1.0 - _MEANS)
-    log_weight = np.repeat(-0.5 * np.log(_STRENGTHS)[:, None], _MEANS.size, axis=1)  # even in log(strength)
+    log_weight = -0.5 * np.log(_A + _B)  # the prior, on a grid that is even in log(strength)
     pairs, times = np.unique(np.stack([x, n], axis=1), axis=0, return_counts=True)
     for (successes, trials), k in zip(pairs, times, strict=True):
-        log_weight += k * (betaln(a + successes, b + trials - successes) - betaln(a, b))
-    weight = np.exp(log_weight - log_weight.max()).ravel()
+        log_weight += k * (betaln(_A + successes, _B + trials - successes) - _NO_DATA)
+    weight = np.exp(log_weight - log_weight.max())
     drawn = rng.choice(weight.size, draws, p=weight / weight.sum())
-    return _inside(rng.beta(a.ravel()[drawn] + x[:, None], b.ravel()[drawn] + (n - x)[:, None]))
+    return _inside(rng.beta(_A[drawn] + x[:, None], _B[drawn] + (n - x)[:, None]))
 
 
 def _inside(rates: FloatArray) -> FloatArray:

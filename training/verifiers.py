@@ -121,13 +121,14 @@ class Reliability:
     def table(self) -> Table:
         """For people."""
         table = table_of(
-            "verifier", "task", ">true accept", ">n right", ">false accept", ">n wrong", ">labelled of accepted",
-            ">of rejected", ">USD", ">seconds",
+            "verifier", "task", ">true accept", ">n right", ">false accept", ">n wrong", ">accepted", ">rejected",
+            ">USD", ">seconds",
         )  # fmt: skip
+        table.caption = "accepted, rejected: with a label / all"
         for row in self.rows:
             rates = [cell for rate in (row.true_accept, row.false_accept) for cell in _cells(rate)]
-            accepted = f"{row.n_accepted_labelled} of {row.n_accepted}"
-            rejected = f"{row.n_rejected_labelled} of {row.n_rejected}"
+            accepted = f"{row.n_accepted_labelled} / {row.n_accepted}"
+            rejected = f"{row.n_rejected_labelled} / {row.n_rejected}"
             cost, seconds = row.cost_usd, row.latency_s
             table.add_row(
                 Text(row.verifier), Text("(all)" if row.task is None else row.task), *rates, accepted, rejected,
