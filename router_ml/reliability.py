@@ -93,15 +93,14 @@ def _mapping(value: Any, path: str) -> dict[str, Any]:
     return {str(name): item for name, item in value.items()}
 
 
-def reliability_of(request: RouteRequest, pool: ModelPool) -> VerifierSpec:
-    """The reliability to plan with, of the verifier that a request has.
+def reliability_of(request: RouteRequest, pool: ModelPool) -> VerifierSpec | None:
+    """The reliability to plan with, of the verifier that a request has; None without one.
 
     A VerifierSpec in the request is the caller's own word and holds. For a verifier, what was measured of it on the
     request's task comes first, then what was measured of it at all, then what it declares; each number by itself.
     """
     verifier = request.verifier
-    assert verifier is not None
-    if isinstance(verifier, VerifierSpec):
+    if verifier is None or isinstance(verifier, VerifierSpec):
         return verifier
     spec = verifier.spec
     measured = pool.verifiers.get(verifier_name(verifier)) if pool.verifiers else None

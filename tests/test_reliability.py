@@ -47,7 +47,9 @@ def is_short(text: str) -> bool:
 
 def planned(measured: MeasuredVerifier, task: str | None = None, verifier: Any = JUDGE) -> VerifierSpec:
     pool = ModelPool((ModelSpec("a/small", 1.0, 2.0),), "a/small", verifiers={NAME: measured})
-    return reliability_of(RouteRequest("What is 2+2?", task=task, verifier=verifier), pool)
+    found = reliability_of(RouteRequest("What is 2+2?", task=task, verifier=verifier), pool)
+    assert found is not None
+    return found
 
 
 # -- names

@@ -168,6 +168,7 @@ def test_the_file_that_is_written_is_what_the_router_plans_with(
     informed = router.with_pool(ModelPool.from_yaml(tmp_path / "pool.yaml"))
     request = RouteRequest("What is 2+2?", task="math", verifier=JUDGE)
     spec = reliability_of(request, informed.pool)
+    assert spec is not None
     assert 0.7 < spec.true_accept < TRUE and FALSE < spec.false_accept < 0.4 and spec.cost_usd == 0.0005
     said = router.predict(dataclasses.replace(request, verifier=spec))
     assert informed.predict(request).expected_cost_usd == said.expected_cost_usd
