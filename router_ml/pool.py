@@ -42,7 +42,7 @@ from router_ml.configuration import (
 )
 from router_ml.errors import PoolError, brief
 from router_ml.failure_cost import FAILURE_COSTS, FailureCost, check_order, read_failure_costs
-from router_ml.reliability import MeasuredVerifier, read_measured
+from router_ml.reliability import MeasuredVerifier, read_measured, with_measured
 
 _SECRETS = frozenset({"api_key", "aws_secret_access_key", "azure_ad_token", "vertex_credentials"})
 
@@ -334,7 +334,7 @@ class ModelPool(Checked):
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as exc:
             raise PoolError(f"{path} cannot be read as a pool: {exc}; expected a YAML file in UTF-8") from exc
-        return cls.from_dict(_with_measured(parse_yaml(text, str(path)), Path(path)), where=str(path))
+        return cls.from_dict(with_measured(parse_yaml(text, str(path)), Path(path)), where=str(path))
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any], where: str = "pool") -> ModelPool:
@@ -403,21 +403,6 @@ def _read_sections(mapping: Any) -> dict[str, Any]:
     if "escalation_model" not in values:
         raise PoolError(f"escalation_model is missing; expected one of {[spec.name for spec in values['models']]}")
     return values
-
-
-def _with_measured(content: Any, path: Path) -> Any:
-    """pool.yaml with the measured verifiers of another file in place of its name, which is relative to pool.yaml."""
-    named = content.get("verifiers") if isinstance(content, Mapping) else None
-    if not isinstance(named, str):
-        return content
-    where = path.parent / named
-    try:
-        read = parse_yaml(where.read_text(encoding="utf-8"), str(where))
-    except (OSError, UnicodeDecodeError) as exc:
-        raise PoolError(f"{path}: verifiers is {brief(named)}, which cannot be read: {exc}") from exc
-    if not isinstance(read, Mapping) or read.keys() != {"verifiers"} or isinstance(read["verifiers"], str):
-        raise PoolError(f"{where}: expected the one key `verifiers`, as `router-ml outcomes verifiers --out` writes it")
-    return {**content, "verifiers": read["verifiers"]}
 
 
 def _or_empty(value: Any) -> Any:

@@ -13,9 +13,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from router_ml.configuration import AMOUNT, COUNT_OR_ZERO, POSITIVE_SHARE, Checked, Kind, build, changed, is_number, of
+from router_ml.configuration import (
+    AMOUNT,
+    COUNT_OR_ZERO,
+    POSITIVE_SHARE,
+    Checked,
+    Kind,
+    build,
+    changed,
+    is_number,
+    of,
+    parse_yaml,
+)
 from router_ml.errors import PoolError, brief
 from router_ml.request import RouteRequest, VerifierSpec
 
@@ -84,6 +96,24 @@ def read_measured(section: Any, path: str = "verifiers") -> dict[str, MeasuredVe
             item = {**item, "tasks": rates}
         out[name] = build(MeasuredVerifier, item, key)
     return out
+
+
+def with_measured(content: Any, path: Path) -> Any:
+    """pool.yaml with the measured verifiers of another file in place of its name, which is relative to pool.yaml.
+
+    :raises PoolError: if the other file cannot be read, or holds anything else.
+    """
+    named = content.get("verifiers") if isinstance(content, Mapping) else None
+    if not isinstance(named, str):
+        return content
+    where = path.parent / named
+    try:
+        read = parse_yaml(where.read_text(encoding="utf-8"), str(where))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise PoolError(f"{path}: verifiers is {brief(named)}, which cannot be read: {exc}") from exc
+    if not isinstance(read, Mapping) or read.keys() != {"verifiers"} or isinstance(read["verifiers"], str):
+        raise PoolError(f"{where}: expected the one key `verifiers`, as `router-ml outcomes verifiers --out` writes it")
+    return {**content, "verifiers": read["verifiers"]}
 
 
 def _mapping(value: Any, path: str) -> dict[str, Any]:
