@@ -351,9 +351,14 @@ def show(path: str | None, as_json: bool) -> None:
 def validate(path: str) -> None:
     """Check a pool.yaml; the first mistake is named."""
     from router_ml.live import rule_verifiers
+    from router_ml.reliability import verifier_name
 
     loaded = ModelPool.from_yaml(path)
-    rule_verifiers(loaded)
+    for (section, rule), verifier in rule_verifiers(loaded).items():
+        if hasattr(verifier, "verify"):
+            name = verifier_name(verifier)
+            known = "measured" if name in loaded.verifiers else "as declared"
+            click.echo(f"{section}.{rule}: verifier {name}, its reliability {known}")
     click.echo(f"{path}: valid, {len(loaded.models)} models, escalation model {loaded.escalation_model}")
     click.echo("".join(f"{line}\n" for line in failure_cost_lines(loaded.failure_costs)), nl=False)
 

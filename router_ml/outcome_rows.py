@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from router_ml.attempt import Attempt
 from router_ml.features import FEATURE_NAMES
+from router_ml.reliability import verifier_name
 from router_ml.request import Candidate, RouteDecision, RouteRequest
 
 Floats = NDArray[np.floating[Any]]
@@ -79,7 +80,7 @@ class LoggedAttempt:
 
     :param accepted: the verifier's verdict, None if nobody checked. :param error_kind: class of the error, None if the
         model answered. :param propensity: probability with which the policy chose this model; None for later stages,
-        fallbacks and other models.
+        fallbacks and other models. :param verifier: name of what gave the verdict, as ``verifier_name`` makes it.
     """
 
     position: int
@@ -102,6 +103,7 @@ class LoggedAttempt:
     cache_hit: bool
     turns: float | None = None
     tool_calls: float | None = None
+    verifier: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +221,9 @@ def entry_rows(
         **representation_columns(features, embedding),
         **prompt_columns(prompt, prompts),
     }
-    return Rows([row], [_attempt_row(decision, i, attempt) for i, attempt in enumerate(entry.attempts)])
+    checked = any(attempt.verdict is not None for attempt in entry.attempts)
+    verifier = storable(verifier_name(request.verifier)) if checked and hasattr(request.verifier, "verify") else None
+    return Rows([row], [_attempt_row(decision, i, attempt, verifier) for i, attempt in enumerate(entry.attempts)])
 
 
 def representation_columns(features: bytes | None, embedding: bytes | None) -> dict[str, Any]:
@@ -261,7 +265,7 @@ def _limits(request: RouteRequest) -> dict[str, Any]:
     return held
 
 
-def _attempt_row(decision: RouteDecision, position: int, attempt: Attempt) -> dict[str, Any]:
+def _attempt_row(decision: RouteDecision, position: int, attempt: Attempt, verifier: str | None) -> dict[str, Any]:
     verdict, error = attempt.verdict, attempt.error
     first = attempt.stage == 0 and attempt.model == decision.model
     return {
@@ -287,6 +291,7 @@ def _attempt_row(decision: RouteDecision, position: int, attempt: Attempt) -> di
         "cache_hit": bool(attempt.cache_hit),
         "turns": None,
         "tool_calls": None,
+        "verifier": None if verdict is None else verifier,
     }
 
 

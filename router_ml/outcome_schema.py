@@ -44,7 +44,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "stage": "whole", "started_at": "real", "latency_s": "real", "cost_usd": "real", "input_tokens": "real",
         "output_tokens": "real", "cached_tokens": "real", "propensity": "real", "accepted": "flag",
         "verdict_detail": "text", "verdict_cost_usd": "real", "verdict_latency_s": "real", "error_kind": "text",
-        "error_message": "text", "cache_hit": "flag", "turns": "real", "tool_calls": "real",
+        "error_message": "text", "cache_hit": "flag", "turns": "real", "tool_calls": "real", "verifier": "text",
     },
     "router_feedback": {
         "feedback_id": "text", "decision_id": "text", "created_at": "real", "model": "text", "score": "real",
@@ -94,7 +94,13 @@ def _labels(connection: Connection) -> None:
     connection.exec_driver_sql("ALTER TABLE router_decisions ADD COLUMN labels TEXT")
 
 
-MIGRATIONS: tuple[Callable[[Connection], None], ...] = (_tables, _indexes, _labels)  # step i makes version i + 1
+def _verifier(connection: Connection) -> None:
+    connection.exec_driver_sql("ALTER TABLE router_attempts ADD COLUMN verifier TEXT")
+
+
+MIGRATIONS: tuple[Callable[[Connection], None], ...] = (
+    _tables, _indexes, _labels, _verifier,
+)  # step i makes version i + 1  # fmt: skip
 
 
 class Tables(NamedTuple):

@@ -25,6 +25,7 @@ from router_ml.guards import Guards, barred_by
 from router_ml.plan import Plan
 from router_ml.planning import Planned, Planner
 from router_ml.pool import ModelPool, Rule
+from router_ml.reliability import reliability_of
 from router_ml.request import Objective, Reason, ReasonCode, RouteRequest, Trace, VerifierSpec
 
 
@@ -240,7 +241,8 @@ class Policy:
                 raise BudgetExceededError(*cap, min(cost[i] for i in eligible))
             raise NoEligibleModelError({name: why or "" for name, why in zip(self._names, excluded, strict=True)})
         threshold = p_success[self._escalation] if isinstance(terms.threshold, str) else float(terms.threshold)
-        options = _Options(terms, threshold, p_success, cost, worst, eligible, affordable, cap, _reliability(request))
+        verifier = reliability_of(request, self.pool)
+        options = _Options(terms, threshold, p_success, cost, worst, eligible, affordable, cap, verifier)
         propensity = 1.0
         if terms.pin is not None:
             pick = self._pinned(terms.pin, terms.pin_rule, excluded)
@@ -425,11 +427,6 @@ class Policy:
                     f"{self._names[i]}: P(success) is {p_success[i]!r} and expected cost {cost[i]!r} USD; expected a "
                     "probability in [0, 1] and a finite cost >= 0: what made these numbers is broken"
                 )
-
-
-def _reliability(request: RouteRequest) -> VerifierSpec | None:
-    verifier = request.verifier
-    return verifier if verifier is None or isinstance(verifier, VerifierSpec) else verifier.spec
 
 
 def _merge(pool: ModelPool, task: str | None, segment: str | None) -> Terms:

@@ -42,6 +42,7 @@ from router_ml.configuration import (
 )
 from router_ml.errors import PoolError, brief
 from router_ml.failure_cost import FAILURE_COSTS, FailureCost, check_order, read_failure_costs
+from router_ml.reliability import MeasuredVerifier, read_measured, with_measured
 
 _SECRETS = frozenset({"api_key", "aws_secret_access_key", "azure_ad_token", "vertex_credentials"})
 
@@ -256,6 +257,7 @@ class ModelPool(Checked):
     :param tasks: rules by task. :param segments: rules by segment; a segment's rule wins over a task's.
     :param failure_costs: rules that price a failure where neither the request nor its task or segment says how to
         choose; the first that fits wins, and where none does the threshold decides.
+    :param verifiers: what was measured of verifiers, by ``reliability.verifier_name``.
     :raises PoolError: if anything is invalid.
     """
 
@@ -275,6 +277,7 @@ class ModelPool(Checked):
     tasks: Mapping[str, Rule] = of(MAPPING, dict)
     segments: Mapping[str, Rule] = of(MAPPING, dict)
     failure_costs: tuple[FailureCost, ...] = of(FAILURE_COSTS, ())
+    verifiers: Mapping[str, MeasuredVerifier] = of(MAPPING, dict)
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
@@ -331,7 +334,7 @@ class ModelPool(Checked):
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as exc:
             raise PoolError(f"{path} cannot be read as a pool: {exc}; expected a YAML file in UTF-8") from exc
-        return cls.from_dict(parse_yaml(text, str(path)), where=str(path))
+        return cls.from_dict(with_measured(parse_yaml(text, str(path)), Path(path)), where=str(path))
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any], where: str = "pool") -> ModelPool:
@@ -360,6 +363,8 @@ class ModelPool(Checked):
                 out |= {item.name: {key: changed(rule) for key, rule in value.items()}} if value else {}
             elif item.name == "failure_costs":
                 out |= {item.name: [changed(rule) for rule in value]} if value else {}
+            elif item.name == "verifiers":
+                out |= {item.name: {key: measured.to_dict() for key, measured in value.items()}} if value else {}
             else:
                 section = item.name in _SECTIONS
                 out[item.name] = dataclasses.asdict(value) if section else value
@@ -394,6 +399,7 @@ def _read_sections(mapping: Any) -> dict[str, Any]:
             raise PoolError(f"{key} is {brief(rules)}; expected a mapping of names to rules")
         values[key] = {str(name): build(Rule, _or_empty(rule), f"{key}.{name}") for name, rule in rules.items()}
     values["failure_costs"] = read_failure_costs(values.get("failure_costs"))
+    values["verifiers"] = read_measured(values.get("verifiers"))
     if "escalation_model" not in values:
         raise PoolError(f"escalation_model is missing; expected one of {[spec.name for spec in values['models']]}")
     return values

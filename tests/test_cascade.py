@@ -35,6 +35,7 @@ from router_ml.errors import (
 from router_ml.live import LiveRouter
 from router_ml.outcomes import OutcomeLog
 from router_ml.pool import Breaker, Budgets, Fallback, Rule
+from router_ml.reliability import verifier_name
 from router_ml.request import RouteRequest, VerifierSpec
 from router_ml.router import Router
 from router_ml.verifiers import AllOf, Check, Judge, MinimumLength
@@ -187,6 +188,19 @@ def test_a_rule_of_the_pool_brings_its_verifier(make: Callable[..., Cascade]) ->
     cascade = make({CHEAP: "short", STRONG: "long enough now"}, tasks={"essay": Rule(verifier={"min_length": 10})})
     assert tried(cascade.complete(dataclasses.replace(ASK, task="essay"))) == [CHEAP, STRONG]
     assert tried(cascade.complete(ASK)) == [CHEAP]
+
+
+def test_the_log_names_the_verifier_of_a_rule_and_the_task_it_is_for(
+    make: Callable[..., Cascade], log: OutcomeLog
+) -> None:
+    rules = {"essay": Rule(verifier={"min_length": 10})}
+    make({CHEAP: "short", STRONG: "long enough now"}, log=log, tasks=rules).complete(
+        dataclasses.replace(ASK, task="essay")
+    )
+    log.flush(30)
+    (logged,) = log.decisions()
+    assert logged.task == "essay"
+    assert [one.verifier for one in logged.attempts] == [verifier_name(MinimumLength(10))] * 2
 
 
 # -- errors

@@ -30,7 +30,9 @@ from router_ml.attempt import AttemptKind
 from router_ml.errors import MissingExtraError, OutcomeLogError, RequestError
 from router_ml.outcome_schema import COLUMNS, MIGRATIONS, VERSIONS, open_database
 from router_ml.outcomes import Entry, LoggedDecision, OutcomeLog
+from router_ml.reliability import verifier_name
 from router_ml.request import Candidate, RouteRequest, VerifierSpec
+from router_ml.verifiers import MinimumLength
 
 HERE = Path(__file__).parent
 OLDEST = HERE / "data" / "outcome_log_1.sql"
@@ -110,6 +112,7 @@ def test_a_decision_is_read_back_with_attempts_and_feedback(url: str) -> None:
     assert (refused.error_message, refused.accepted) == ("slow down", None)
     assert (rejected.accepted, rejected.verdict_detail, rejected.verdict_cost_usd) == (False, "no JSON", 0.0005)
     assert (cached.accepted, cached.cache_hit, cached.stage, cached.position) == (True, True, 1, 3)
+    assert {one.verifier for one in found.attempts} == {None}  # a reliability alone has no name
     assert (cached.input_tokens, cached.output_tokens, cached.cached_tokens) == (12, 34, 5)
     assert [one.score for one in found.feedback] == [0.25, None]
     assert [(one.verdict, one.model, one.text) for one in found.feedback] == [
@@ -226,6 +229,16 @@ def test_a_user_who_may_only_read_and_add_can_log(server: PostgresServer) -> Non
         assert len(only(log).feedback) == 1
 
 
+def test_a_verdict_is_kept_with_the_name_of_the_verifier_that_gave_it(url: str) -> None:
+    request = RouteRequest("What is 2+2?", verifier=MinimumLength(3))
+    attempts = failed(CHEAP), attempt(CHEAP, accepted=False), attempt(DEAR, 1, accepted=True)
+    with OutcomeLog(url) as log:
+        log.record(entry("d1", *attempts, request=request)).wait(30)
+        found = only(log)
+    name = verifier_name(MinimumLength(3))
+    assert name.startswith("min_length-") and [one.verifier for one in found.attempts] == [None, name, name]
+
+
 def test_a_decision_that_is_recorded_twice_is_kept_as_it_was_first(url: str) -> None:
     with OutcomeLog(url) as log:
         log.record(entry("d1", attempt(), policy="first")).wait(30)
@@ -256,6 +269,7 @@ def test_a_log_of_the_first_version_is_brought_up_to_date_and_keeps_its_rows(tmp
         (found,) = log.decisions()
         assert (found.decision_id, found.prompt_hash is None, found.labels) == ("d1", False, {})
         assert [one.model for one in found.attempts] == [CHEAP, DEAR] and found.feedback[0].score == 0.5
+        assert [(one.accepted, one.verifier) for one in found.attempts] == [(None, None), (True, None)]
         log.record(entry("d2", labels={"arm": "b"})).wait(30)
         assert [one.labels for one in log.decisions()] == [{}, {"arm": "b"}]
     assert rows_of(url, f"SELECT MAX(version) FROM {VERSIONS}") == [(len(MIGRATIONS),)]

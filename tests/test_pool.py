@@ -22,6 +22,7 @@ from router_ml.errors import MissingExtraError, PoolError
 from router_ml.failure_cost import FailureCost
 from router_ml.pool import Breaker, Budgets, Context, Fallback, ModelPool, ModelSpec, Rule
 from router_ml.price_map import refresh
+from router_ml.reliability import MeasuredRates, MeasuredVerifier
 from router_ml.request import ABILITIES
 
 DEFAULT_NAMES = (
@@ -288,10 +289,17 @@ def pools(draw: st.DrawFn) -> ModelPool:
     )  # fmt: skip
     unwatched = st.builds(FailureCost, amounts, min_turns=st.none() | st.integers(0, 9))
     sections = st.dictionaries(st.text(min_size=1, max_size=5), rules, max_size=2)
+    rates = {
+        "true_accept": st.none() | st.floats(0.01, 1), "false_accept": st.none() | st.floats(0, 0.99),
+        "cost_usd": st.none() | amounts, "latency_s": st.none() | amounts, "n_right": st.none() | st.integers(0, 99),
+    }  # fmt: skip
+    by_task = st.dictionaries(st.text(max_size=5), st.builds(MeasuredRates, **rates), max_size=2)
+    measured = st.dictionaries(st.text(max_size=5), st.builds(MeasuredVerifier, **rates, tasks=by_task), max_size=2)
     return ModelPool(
         specs, draw(st.sampled_from(names)), draw(st.floats(0, 1)), exploration=draw(st.floats(0, 1)),
         budgets=Budgets(draw(st.none() | amounts), None), tasks=draw(sections), segments=draw(sections),
         failure_costs=draw(st.lists(unwatched, max_size=1)),
+        verifiers=draw(measured),
     )  # fmt: skip
 
 
@@ -308,7 +316,10 @@ json_like = st.recursive(
 )
 
 
-@given(st.sampled_from(["models", "context", "breaker", "tasks", "exploration", "escalation_model"]), json_like)
+SOME_KEYS = ["models", "context", "breaker", "tasks", "exploration", "escalation_model", "verifiers"]
+
+
+@given(st.sampled_from(SOME_KEYS), json_like)
 def test_any_content_is_a_pool_or_a_pool_error(key: str, value: Any) -> None:
     with contextlib.suppress(PoolError):
         pool = ModelPool.from_dict(config(**{key: value}))

@@ -2,6 +2,7 @@
 
     router-ml outcomes export [--log URL] --out FILE [--since TIME] [--until TIME]
     router-ml outcomes import [--log URL] --table FILE [--log-prompts none|hash|text]
+    router-ml outcomes verifiers [URL] [--since TIME] [--until TIME] [--out FILE]      (see ``training.verifiers``)
 
 An export holds a row per decision and model that answered, wherever it is known how good the answer was: by the newest
 score of late feedback, else its newest verdict, else by the verifier. What cannot be labelled is counted, by reason.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,11 +39,13 @@ from router_ml.outcome_rows import (
     storable,
 )
 from router_ml.outcomes import DEFAULT_URL, PROMPTS, LoggedAttempt, LoggedDecision, OutcomeLog
+from router_ml.terminal import console
 from training.fitting import CHUNK, default_encoder, represent
 from training.outcome_columns import KNOWN, IntArray, number_of_text
+from training.outcome_labels import answers_of, scores_of
 from training.outcome_table import OutcomeTable, from_columns, read_table, write_table
+from training.verifiers import LEVEL, MIN_LABELS, reliability
 
-SCORE_OF_VERDICT = {"good_fit": 1.0, "overprovisioned": 1.0, "underpowered": 0.0, "failed": 0.0}
 MAX_ID_BYTES = 1_000  # of a request id or a model's name; PostgreSQL indexes no more than 2,700
 
 CALL_FAILED = "the call failed, which says nothing of how good the model's answers are"
@@ -98,7 +101,7 @@ def table_of_log(
 
 def _rows_of(decision: LoggedDecision, left_out: Counter[str]) -> Iterator[dict[str, Any]]:
     """The rows of one decision; what gives none is counted."""
-    answers = _answers(decision)
+    answers = answers_of(decision)
     left_out[CALL_FAILED] += len({a.model for a in decision.attempts if a.error_kind is not None} - answers.keys())
     scores = scores_of(decision)
     if not scores:
@@ -111,38 +114,6 @@ def _rows_of(decision: LoggedDecision, left_out: Counter[str]) -> Iterator[dict[
             left_out[content] += 1
         else:
             yield {"score": score, **content, **_outcome(decision, model, answers.get(model))}
-
-
-def scores_of(decision: LoggedDecision) -> dict[str, float | None]:
-    """How good each model's answer was, by the newest score, else the newest verdict, else the verifier; else None.
-
-    It names the models that answered, and those that feedback is about.
-    """
-    answers, given = _answers(decision), answer_given(decision)
-    said = defaultdict(list)
-    for one in decision.feedback:
-        said[one.model or given].append(one)
-    out: dict[str, float | None] = {}
-    for model in [*answers, *(model for model in said if model is not None and model not in answers)]:
-        score = next((one.score for one in reversed(said[model]) if one.score is not None), None)
-        verdict = next((one.verdict for one in reversed(said[model]) if one.verdict is not None), None)
-        if score is None and verdict is not None:
-            score = SCORE_OF_VERDICT[verdict]
-        accepted = answers[model].accepted if model in answers else None
-        out[model] = float(accepted) if score is None and accepted is not None else score
-    return out
-
-
-def _answers(decision: LoggedDecision) -> dict[str, LoggedAttempt]:
-    return {a.model: a for a in decision.attempts if a.kind == "answer" and a.error_kind is None}
-
-
-def answer_given(decision: LoggedDecision) -> str | None:
-    """The model whose answer the caller got: the last that answered, or the one decided for if the log saw no call."""
-    answered = [a.model for a in decision.attempts if a.kind == "answer" and a.error_kind is None]
-    if decision.source == IMPORT:
-        return answered[0] if len(answered) == 1 else None
-    return answered[-1] if answered else None if decision.attempts else decision.model
 
 
 def _content(decision: LoggedDecision) -> dict[str, Any] | str:
@@ -292,7 +263,7 @@ _ONLY_A_ROUTER_KNOWS = (
 )  # fmt: skip
 _ONLY_A_CALL_KNOWS = (
     "stage", "cached_tokens", "accepted", "verdict_detail", "verdict_cost_usd", "verdict_latency_s", "error_kind",
-    "error_message",
+    "error_message", "verifier",
 )  # fmt: skip
 
 
@@ -318,6 +289,10 @@ _LOG = click.option(
     "--log", "url", envvar="ROUTER_ML_LOG", default=DEFAULT_URL, show_default=True, metavar="URL",
     help="sqlite:///FILE or postgresql://... [env: ROUTER_ML_LOG]",
 )  # fmt: skip
+_SINCE = click.option(
+    "--since", callback=moment, metavar="TIME", help="Decisions from then on: seconds or ISO 8601, UTC."
+)
+_UNTIL = click.option("--until", callback=moment, metavar="TIME", help="Decisions before then.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
 
 
@@ -329,8 +304,8 @@ def command() -> None:
 @command.command("export")
 @_LOG
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="A .parquet, .csv or .jsonl file.")
-@click.option("--since", callback=moment, metavar="TIME", help="Decisions from then on: seconds or ISO 8601, UTC.")
-@click.option("--until", callback=moment, metavar="TIME", help="Decisions before then.")
+@_SINCE
+@_UNTIL
 @_JSON
 def export_command(url: str, out: Path, since: float | None, until: float | None, as_json: bool) -> None:
     """Write the labelled outcomes of a log as an outcome table."""
@@ -363,6 +338,41 @@ def import_command(url: str, path: Path, log_prompts: Any, as_json: bool) -> Non
         click.echo(json.dumps({"log": log.name, **asdict(done)}))
         return
     click.echo(f"{log.name}: {done.n_new} requests added, {done.n_requests - done.n_new} were there already")
+
+
+@command.command("verifiers")
+@click.argument("url", envvar="ROUTER_ML_LOG", default=DEFAULT_URL, metavar="[URL]")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="A .yaml or .json file that pool.yaml names: `verifiers: FILE`."
+)
+@click.option(
+    "--level", type=click.FloatRange(0, 1, True, True), default=LEVEL, show_default=True, help="Of intervals."
+)
+@click.option(
+    "--min-labels", type=click.IntRange(1), default=MIN_LABELS, show_default=True,
+    help="Labelled answers, right or wrong ones, below which --out leaves a rate as it is declared.",
+)  # fmt: skip
+@_SINCE
+@_UNTIL
+@_JSON
+def verifiers_command(
+    url: str, out: Path | None, level: float, min_labels: int, since: float | None, until: float | None, as_json: bool
+) -> None:
+    """Estimate how far the verifiers of a log can be trusted.
+
+    From their verdicts, and from what feedback says of the same answers.
+    """
+    with OutcomeLog(url, create=False) as log:
+        found = reliability(log.decisions(since, until), level=level)
+    n_written = None if out is None else found.write(out, min_labels)
+    if as_json:
+        click.echo(json.dumps({**found.to_dict(), "out": None if out is None else str(out)}, allow_nan=False))
+        return
+    console().print(found.table())
+    for note in found.notes():
+        click.echo(f"note: {note}")
+    if out is not None:
+        click.echo(f"{out}: {n_written} verifiers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

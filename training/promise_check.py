@@ -36,7 +36,8 @@ from router_ml.outcome_rows import IMPORT
 from router_ml.outcomes import DEFAULT_URL, LoggedDecision, OutcomeLog
 from router_ml.request import ReasonCode
 from training.metrics import FloatArray
-from training.outcome_log import answer_given, moment, scores_of
+from training.outcome_labels import answer_given, scores_of
+from training.outcome_log import moment
 
 State = Literal["kept", "broken", "not enough data yet", "nothing promised"]
 FEWEST_GROUPS = 30  # with a label, below which a normal interval says nothing
