@@ -19,9 +19,10 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from router_ml.explanation import usd
 from router_ml.outcome_rows import LoggedDecision
 from router_ml.reliability import MeasuredRates, MeasuredVerifier
-from router_ml.terminal import table_of, usd
+from router_ml.terminal import table_of
 from training.acceptance import Acceptance, Rate, Verdicts, acceptance
 from training.outcome_labels import answers_of, feedback_by_model, score_of
 
