@@ -357,7 +357,8 @@ def test_numbers_that_no_training_gives_are_an_artifact_error(folder: Path, name
 def test_a_classifier_for_another_encoder_width_is_an_artifact_error(folder: Path) -> None:
     with np.load(folder / CLASSIFIER) as arrays:
         wider = np.vstack([arrays["projection"], arrays["projection"]])
-    edit_arrays(folder, projection=wider)
+        center = np.concatenate([arrays["center"], arrays["center"]])
+    edit_arrays(folder, projection=wider, center=center)
     assert_refused(folder, match="vectors of")
 
 
