@@ -2,8 +2,8 @@
 
 One policy *beats* another if its probabilities are better (Brier score, a proper score) and its choices are not worse
 (area under the cost-quality hull, where choices can be priced), each with ``CONFIDENCE``. Shipped is the simplest
-policy that no other beats. The Brier score carries the burden of proof because it sees every outcome: a lead in area
-that is real takes several times as many requests to show (docs/LOG.md).
+policy that no other beats. The Brier score carries the burden of proof because it sees every outcome: a lead
+in area that is real takes several times as many requests to show (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Difference(NamedTuple):
     @property
     def beats(self) -> bool:
         """Whether the first policy beats the second."""
-        worse = self.area is not None and self.area.difference < 0 and self.area.p_a_le_b >= CONFIDENCE
+        worse = self.area is not None and self.area.p_a_le_b > CONFIDENCE
         return self.brier < -NORMAL_90 * self.error and not worse
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _loses_area(found: Difference | None) -> bool:
 def _why(policy: str, pairs: Mapping[tuple[str, str], Difference]) -> str:
     """A sentence with the figures that decided."""
     beaten = [f"{NAMES[b]} ({found})" for (a, b), found in pairs.items() if a == policy and found.beats]
-    unable = [f"{NAMES[a]} ({found})" for (a, b), found in pairs.items() if b == policy]
+    unable = [f"{NAMES[a]} ({found})" for (a, b), found in pairs.items() if b == policy and not found.beats]
     parts = [f"{NAMES[policy]} beats {' and '.join(beaten)}"] if beaten else []
-    parts += [f"{' and '.join(unable)} does not beat {NAMES[policy]}"] if unable else []
+    parts += [f"{NAMES[policy]} is not beaten by {' or '.join(unable)}"] if unable else []
     return "; ".join(parts)

@@ -16,7 +16,7 @@ from training.metrics import FloatArray
 from training.prediction import GroupTable
 
 BASE_RATES, PER_TASK_TABLE, ROUTER = POLICIES = ("base_rates", "per_task_table", "router")  # simplest first
-NAMES = {BASE_RATES: "base rates", PER_TASK_TABLE: "the per-task table", ROUTER: "the router"}
+NAMES = {BASE_RATES: "the table of base rates", PER_TASK_TABLE: "the per-task table", ROUTER: "the router"}
 
 
 @dataclass(frozen=True, eq=False)
