@@ -156,6 +156,8 @@ def _shape(manifest: dict[str, Any]) -> dict[str, bool]:
         "evidence": isinstance(evidence, dict) and evidence.get("kind", "measured") in tuple(EVIDENCE),
         "dependence": _is_dependence(manifest.get("dependence", {})),
         "promise": "promise" not in manifest or _is_promise(manifest["promise"]),
+        "shipped": isinstance(manifest.get("shipped", {}), dict),
+        "unlike": "unlike" not in manifest or _is_unlike(manifest["unlike"]),
     }
 
 
@@ -174,6 +176,11 @@ def _is_promise(value: Any) -> bool:
         and isinstance(value.get("escalation_model"), str)
         and isinstance(value.get("promised"), bool)
     )
+
+
+def _is_unlike(value: Any) -> bool:
+    rate = value.get("rate") if isinstance(value, dict) else None
+    return isinstance(rate, float) and 0.0 <= rate < 1.0
 
 
 def _is_names(value: Any) -> bool:

@@ -26,6 +26,7 @@ FEATURE_FLOOR = 0.02  # least scale of a feature; see RequestMap.fit
 RATE_FLOOR = 0.01  # no rate read off text leaves [RATE_FLOOR, 1 - RATE_FLOOR]
 P_FLOOR = 1e-4  # no finite table proves a probability of 0 or 1
 NOVELTY_QUANTILES = 101
+UNLIKE_RATE = 0.05  # share of requests like the training data that may be flagged as unlike it
 MAX_LOG_COST = 100.0  # no price is beyond; exp overflows past 709
 SAME = 1e-9  # a landmark met again has a kernel value of 1 only up to rounding
 
@@ -47,6 +48,7 @@ _PER_MODEL = (
     "success_weights", "success_offset", "base_rate", "base_log_odds", "cost_weights", "cost_offset", "cost_low",
     "cost_high", "cost_smearing", "n_outcomes",
 )  # fmt: skip
+_OPTIONAL = {"center", "residual_weight"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +74,10 @@ class SuccessClassifier:
     cost_high: Array  # (M,)
     cost_smearing: Array  # (M,)
     n_outcomes: NDArray[np.int64]  # (M,)
-    nearness: Array  # (NOVELTY_QUANTILES,) ascending quantiles over training requests of the largest kernel value
+    nearness: Array  # (NOVELTY_QUANTILES,) ascending quantiles over requests that were held out; see _residual
     tasks: tuple[str, ...] = ()
+    center: Array | None = None  # (E,) mean embedding of the training requests
+    residual_weight: Array | None = None  # () of the squared distance from the plane of the components
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_codes", {name: i for i, name in enumerate(self.tasks)})
@@ -87,14 +91,19 @@ class SuccessClassifier:
         ranges = zip(self.cost_low.tolist(), self.cost_high.tolist(), self.cost_smearing.tolist(), strict=True)
         object.__setattr__(self, "_cost_range", list(ranges))
         object.__setattr__(self, "_nearness", self.nearness.tolist())
+        if self.center is not None:
+            # the components are orthonormal and share one scale, so any column's length undoes it
+            unscale = 1.0 / max(float((self.projection**2).sum(axis=0).max()), 1e-300)
+            plane = (self.center.astype(np.float32), float(self.center @ self.center), unscale)
+            object.__setattr__(self, "_plane", (*plane, float(self.residual_weight)))  # type: ignore[arg-type]
 
     @classmethod
     def from_estimators(
-        cls, request_map: Any, success: Any, cost: Any, representation: NDArray[np.float32] | None = None
+        cls, request_map: Any, success: Any, cost: Any, *, nearness: Array, residual_weight: float
     ) -> SuccessClassifier:
         """Fold fitted estimators of ``training.estimator`` into arrays.
 
-        :param representation: (n, F + E) training requests, for the novelty scale; None: nothing is ever novel.
+        :param nearness: (NOVELTY_QUANTILES,) as ``training.novelty`` finds it, with the weight of the residual.
         """
         normalization = request_map.kernel_.normalization_.T  # (L, d)
         scale = request_map.embedding_scale_
@@ -108,7 +117,7 @@ class SuccessClassifier:
         shift, rate = logit(success.shift_), logit(success.rate_)
         base_log_odds = slopes[0] + slopes[1] * base - success.center_ @ weights
         kernel = request_map.kernel_
-        arrays = cls(
+        return cls(
             feature_mean=request_map.mean_,
             feature_scale=request_map.scale_,
             projection=components,
@@ -128,14 +137,11 @@ class SuccessClassifier:
             cost_high=cost.high_,
             cost_smearing=cost.smearing_,
             n_outcomes=np.asarray(success.n_outcomes_, dtype=np.int64),
-            nearness=np.zeros(NOVELTY_QUANTILES),
+            nearness=nearness,
             tasks=tuple(success.tasks_),
+            center=request_map.pca_.mean_,
+            residual_weight=np.array(residual_weight),
         )
-        if representation is None:
-            return arrays
-        n = request_map.n_features_
-        near = arrays._kernel(arrays._inputs(representation[:, :n], representation[:, n:])).max(axis=1)
-        return replace(arrays, nearness=np.quantile(near, np.linspace(0.0, 1.0, NOVELTY_QUANTILES)))
 
     @property
     def n_models(self) -> int:
@@ -149,7 +155,8 @@ class SuccessClassifier:
         :param features: (n, F). :param embedding: (n, E). :param tasks: n names; None or unknown: read off the text.
         :return: P(success) (n, M) in (0, 1); expected cost (n, M) in the unit trained on; novelty (n,) in [0, 1].
         """
-        kernel = self._kernel(self._inputs(features, embedding))
+        inputs = self._inputs(features, embedding)
+        kernel = self._kernel(inputs)
         codes = [self._codes.get(task, -1) for task in tasks]  # type: ignore[attr-defined]
         m = self.n_models
         out = kernel @ self._weights  # type: ignore[attr-defined]
@@ -159,8 +166,11 @@ class SuccessClassifier:
             log_odds[unknown] += self._task_log_odds(kernel[unknown])
         log_cost = np.clip(self.cost_offset + out[:, m:], self.cost_low, self.cost_high)
         p = np.clip(sigmoid(log_odds), P_FLOOR, 1.0 - P_FLOOR)
-        # rank among training requests: a quantile table keeps it independent of their number
-        rank = np.searchsorted(self.nearness, kernel.max(axis=1) + SAME, side="left")
+        near = kernel.max(axis=1)
+        if self.center is not None:
+            near *= np.exp([-self._residual(e, u) for e, u in zip(embedding, inputs, strict=True)])
+        # rank among requests held out: a quantile table keeps it independent of their number
+        rank = np.searchsorted(self.nearness, near + SAME, side="left")
         return p, np.exp(log_cost) * self.cost_smearing, 1.0 - rank / NOVELTY_QUANTILES
 
     def predict_one(
@@ -200,8 +210,25 @@ class SuccessClassifier:
             exp(low if z < low else high if z > high else z) * smearing
             for z, (low, high, smearing) in zip(values[m:], self._cost_range, strict=True)  # type: ignore[attr-defined]
         ]
-        rank = bisect_left(self._nearness, float(np.maximum.reduce(kernel)) + SAME)  # type: ignore[attr-defined]
+        near = float(np.maximum.reduce(kernel))
+        if self.center is not None:
+            near *= exp(-self._residual(embedding, inputs))
+        rank = bisect_left(self._nearness, near + SAME)  # type: ignore[attr-defined]
         return p, cost, 1.0 - rank / NOVELTY_QUANTILES
+
+    def _residual(self, embedding: NDArray[np.float32], inputs: Array) -> float:
+        """Weighted squared distance of an embedding (E,) from the plane of the components.
+
+        The kernel measures distance within that plane and misses what the training data never varied in. Nearness is
+        the largest kernel value times exp(-residual).
+
+        :param inputs: (F + C,) standardised features and components of the same request.
+        """
+        center, center_square, unscale, weight = self._plane  # type: ignore[attr-defined]
+        components = inputs[len(self.feature_mean) :]
+        square = float(embedding.dot(embedding)) - 2.0 * float(embedding.dot(center)) + center_square
+        residual: float = weight * max(0.0, square - float(components.dot(components)) * unscale)
+        return residual
 
     def _task_log_odds(self, kernel: Array) -> Array:
         """What the task would add, with its rates read off the text."""
@@ -246,7 +273,8 @@ class SuccessClassifier:
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The arrays by name, without pickled objects."""
-        out = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self) if f.name != "tasks"}
+        held = ((f.name, getattr(self, f.name)) for f in fields(self) if f.name != "tasks")
+        out = {name: np.asarray(array) for name, array in held if array is not None}
         # an empty tuple would become a float array
         out["tasks"] = np.array(self.tasks, dtype=np.str_)
         return out
@@ -254,10 +282,12 @@ class SuccessClassifier:
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> SuccessClassifier:
         """:raises ArtifactError: if an array is missing, not finite, or of a shape the others do not allow."""
-        missing = sorted({f.name for f in fields(cls)} - set(arrays))
+        # an artifact from before they existed has none of the optional ones; half of them is a broken file
+        wanted = {f.name for f in fields(cls)} - (set() if _OPTIONAL & set(arrays) else _OPTIONAL)
+        missing = sorted(wanted - set(arrays))
         if missing:
             raise ArtifactError(f"the classifier lacks the arrays {missing}")
-        values: dict[str, Any] = {f.name: arrays[f.name] for f in fields(cls)}
+        values: dict[str, Any] = {name: arrays[name] for name in wanted}
         values["tasks"] = tuple(str(t) for t in np.atleast_1d(values["tasks"]))
         cls._check(values)
         return cls(**values)
@@ -277,6 +307,8 @@ class SuccessClassifier:
             "task_weights": (n_landmarks, 2 * m) if t else (0, 0), "task_offset": (2 * m,), "task_slopes": (2, m),
             **dict.fromkeys(per_model, (m,)),
         }  # fmt: skip
+        if "center" in values:
+            expected |= {"center": values["projection"].shape[:1], "residual_weight": ()}
         for name, shape in expected.items():
             array = values[name]
             if array.shape != shape or array.dtype.kind not in "fi":

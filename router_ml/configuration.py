@@ -71,6 +71,7 @@ _CACHES = ("off", "memory", "disk", "redis")
 # YAML reads a bare off as false
 CACHE_TYPE = Kind("'off', 'memory', 'disk' or 'redis'", lambda v: v is False or v in _CACHES, lambda v: v or "off")
 ON_EXCEEDED = Kind("'degrade' or 'refuse'", lambda v: v in ("degrade", "refuse"), str)
+UNLIKE = Kind("'escalate' or 'ignore'", lambda v: v in ("escalate", "ignore"), str)
 
 
 def of(kind: Kind, default: Any = dataclasses.MISSING) -> Any:

@@ -181,9 +181,10 @@ class LiveRouter:
         return choose(self._live(failed, tags))
 
     def _makeshift(self, decision: RouteDecision) -> bool:
-        """Whether no model was likely enough and not even the escalation model could be taken."""
+        """Whether the request was to be escalated and not even the escalation model could be taken."""
         escalation = self.router.pool.escalation_model
-        return decision.reason.code is ReasonCode.LOW_CONFIDENCE and decision.model != escalation
+        escalated = decision.reason.code in (ReasonCode.LOW_CONFIDENCE, ReasonCode.UNLIKE)
+        return escalated and decision.model != escalation
 
     def expected_cost(self, reading: Reading, model: str) -> float:
         """Expected US dollars of one call, less what the prompt cache of the conversation's model saves."""

@@ -1,8 +1,9 @@
 """Which model a request goes to, given the probability that each would succeed. Pure: no text, no clock, no network.
 
 The steps, in order: guards remove candidates, each with a sentence; a pin decides; else the lowest expected loss, if a
-failure has a price; else the cheapest candidate likely enough; else escalation. A budget may then force a weaker
-choice, which is marked as degraded, and exploration may replace the choice with a known probability.
+failure has a price; else the cheapest candidate likely enough; else escalation. A request unlike the training data
+escalates, if the pool says so. A budget may then force a weaker choice, which is marked as degraded, and exploration
+may replace the choice with a known probability.
 
 Where the answer will be checked, a plan of several models decides in place of the last three rules: the one of lowest
 expected loss, or the cheapest that is likely enough as a whole.
@@ -137,6 +138,7 @@ class _Options(NamedTuple):
     affordable: list[int]
     cap: Cap | None
     verifier: VerifierSpec | None
+    unlike: bool = False
 
 
 class Policy:
@@ -206,6 +208,7 @@ class Policy:
         *,
         rng: random.Random | None = None,
         live: Live | None = None,
+        unlike: bool = False,
     ) -> Choice:
         """Choose a model.
 
@@ -215,6 +218,7 @@ class Policy:
             ``output_factor``, or the request's ``max_output_tokens`` if that is less.
         :param rng: draws the exploration; None: no exploration.
         :param live: what is known of the models at this moment; None: nothing.
+        :param unlike: whether the request is unlike the training data, so that the probabilities say little.
         :raises NoEligibleModelError: if every model is excluded, or the pinned one is; with the reason for each.
         :raises BudgetExceededError: if ``live.cap`` allows no eligible model, or a budget that refuses is exceeded.
         :raises RequestError: if the request names a model that the pool does not have.
@@ -242,7 +246,7 @@ class Policy:
             raise NoEligibleModelError({name: why or "" for name, why in zip(self._names, excluded, strict=True)})
         threshold = p_success[self._escalation] if isinstance(terms.threshold, str) else float(terms.threshold)
         verifier = reliability_of(request, self.pool)
-        options = _Options(terms, threshold, p_success, cost, worst, eligible, affordable, cap, verifier)
+        options = _Options(terms, threshold, p_success, cost, worst, eligible, affordable, cap, verifier, unlike)
         propensity = 1.0
         if terms.pin is not None:
             pick = self._pinned(terms.pin, terms.pin_rule, excluded)
@@ -261,8 +265,10 @@ class Policy:
     def _wanted(self, options: _Options) -> _Pick:
         """The choice if money were no matter."""
         if options.verifier is not None and (planned := self._plan(options, options.eligible)) is not None:
-            return self._of_plan(planned)
-        return self._pick(options.terms, options.threshold, options.p, options.cost, options.eligible)
+            usual = self._of_plan(planned)
+        else:
+            usual = self._pick(options.terms, options.threshold, options.p, options.cost, options.eligible)
+        return self._cautious(options, usual) if options.unlike and self.pool.unlike == "escalate" else usual
 
     def _plan(self, options: _Options, models: list[int], *, first: int | None = None) -> Planned | None:
         assert options.verifier is not None
@@ -340,6 +346,21 @@ class Policy:
         if self._escalation in eligible:
             return self._escalation, True
         return max(eligible, key=lambda i: (p[i], -cost[i])), True
+
+    def _cautious(self, options: _Options, usual: _Pick) -> _Pick:
+        """Escalation in place of a choice made on probabilities of requests unlike this one."""
+        p, cost, failure_cost = options.p, options.cost, options.terms.failure_cost_usd
+        safe, _ = self._cheapest_likely(math.inf, p, cost, options.eligible)
+        sure_loss = math.inf if failure_cost is None else cost[usual.model] + failure_cost
+        checked = usual.planned is not None and safe in usual.planned.plan.models
+        # whatever the probabilities are, escalation cannot pay where it costs more than a sure failure
+        if safe == usual.model or sure_loss <= cost[safe] or checked:
+            return usual
+        name = self._names[safe]
+        text = f"the request is unlike the training data, so that probabilities say little; escalated to {name}"
+        if safe != self._escalation:
+            text += f", the likeliest, since {self._names[self._escalation]} is not eligible"
+        return _Pick(safe, ReasonCode.UNLIKE, text, escalated=True)
 
     def _within_cap(self, options: _Options, wanted: _Pick) -> _Pick:
         """The wanted choice, or a weaker one where a cap forbids it: no plan may cost more if it comes to the worst."""

@@ -32,6 +32,7 @@ from router_ml.configuration import (
     QUALITY,
     SHARE,
     STAGES,
+    UNLIKE,
     Checked,
     Kind,
     build,
@@ -254,6 +255,8 @@ class ModelPool(Checked):
     :param max_switch_usd: most that a conversation's change of model may cost in prompt tokens read again; None: no
         limit.
     :param exploration: probability of choosing among the eligible candidates at random.
+    :param unlike: what becomes of a request unlike the training data: "escalate", because its probabilities say
+        little, or "ignore". A router flags such requests only if training measured at which rate it would flag others.
     :param tasks: rules by task. :param segments: rules by segment; a segment's rule wins over a task's.
     :param failure_costs: rules that price a failure where neither the request nor its task or segment says how to
         choose; the first that fits wins, and where none does the threshold decides.
@@ -271,6 +274,7 @@ class ModelPool(Checked):
     headroom_min: float = of(SHARE, 0.2)
     max_switch_usd: float | None = of(AMOUNT, None)
     exploration: float = of(SHARE, 0.0)
+    unlike: str = of(UNLIKE, "escalate")
     budgets: Budgets = field(default_factory=Budgets)
     cache: Cache = field(default_factory=Cache)
     plan: Planning = field(default_factory=Planning)

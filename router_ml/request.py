@@ -169,6 +169,7 @@ class ReasonCode(enum.StrEnum):
     CHEAPEST_PLAN = "cheapest_plan"
     LOWEST_EXPECTED_LOSS = "lowest_expected_loss"
     LOW_CONFIDENCE = "low_confidence"
+    UNLIKE = "unlike"
     RULE = "rule"
     PINNED = "pinned"
     BUDGET = "budget"
@@ -198,12 +199,15 @@ class Evidence(NamedTuple):
     ``kind`` is "measured" (outcomes of this very model) or "prior" (placed by its relatives and published results).
     ``n_outcomes`` counts training outcomes of the chosen model. ``novelty`` in [0, 1] is the share of training requests
     that lie nearer to the training data than this request does: near 1 means that it is unlike anything seen.
+    ``unlike`` flags what is farther than all but a known share of requests that were held out (the manifest's
+    ``unlike.rate``); a router that was not measured so, such as the bundled one, flags nothing.
     """
 
     kind: str
     n_outcomes: int
     novelty: float
     note: str
+    unlike: bool = False
 
 
 class Objective(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 from router_ml import artifact
 from router_ml.artifact import Artifact
+from router_ml.classifier import NOVELTY_QUANTILES, SuccessClassifier
 from router_ml.dependence import DEFAULT_HOPELESS, DEFAULT_LOADING, Dependence
 from router_ml.embedding import Encoder
 from router_ml.errors import PoolError
@@ -90,6 +93,7 @@ class Router:
         self._by_tokens = parts.manifest["cost_unit"] == "output_tokens"
         evidence = parts.manifest.get("evidence", {})
         self._kind, self._note = str(evidence.get("kind", "measured")), str(evidence.get("note", ""))
+        self._unlike_from = _unlike_from(parts.manifest.get("unlike"))
         self._n_outcomes = [int(n) for n in self.classifier.n_outcomes]
         self._escalation = self.models.index(self.pool.escalation_model)
         self._prices = [_prices(spec) for spec in self.pool.models]
@@ -118,6 +122,10 @@ class Router:
         :raises PoolError: if ``pool`` has a model that the router was not trained for.
         """
         return Router(self._parts, pool=pool)
+
+    def with_classifier(self, classifier: SuccessClassifier) -> Router:
+        """The same router with other predictions for the same models."""
+        return Router(dataclasses.replace(self._parts, classifier=classifier), pool=self.pool)
 
     def predict(self, request: RequestLike) -> RouteDecision:
         """Decide where one request goes.
@@ -153,7 +161,7 @@ class Router:
         """
         choice = self._policy.decide(
             reading.request, reading.trace, reading.p, reading.cost, reading.tokens,
-            rng=self._rng if explore else None, live=live,
+            rng=self._rng if explore else None, live=live, unlike=reading.novelty >= self._unlike_from,
         )  # fmt: skip
         return self._decision(choice, reading.request, reading.p, reading.novelty)
 
@@ -162,7 +170,10 @@ class Router:
 
         :raises NoEligibleModelError: if none is left. :raises BudgetExceededError: if a cap forbids all that are.
         """
-        choice = self._policy.decide(reading.request, reading.trace, reading.p, reading.cost, reading.tokens, live=live)
+        choice = self._policy.decide(
+            reading.request, reading.trace, reading.p, reading.cost, reading.tokens, live=live,
+            unlike=reading.novelty >= self._unlike_from,
+        )  # fmt: skip
         return self.models[choice.model]
 
     def expected_cost(self, reading: Reading) -> tuple[float, ...]:
@@ -255,7 +266,8 @@ class Router:
         self, request: RouteRequest, trace: Trace, p: list[float], predicted: list[float], novelty: float
     ) -> RouteDecision:
         cost, tokens = self._cost(trace, predicted)
-        choice = self._policy.decide(request, trace, p, cost, tokens, rng=self._rng)
+        unlike = novelty >= self._unlike_from
+        choice = self._policy.decide(request, trace, p, cost, tokens, rng=self._rng, unlike=unlike)
         return self._decision(choice, request, p, novelty)
 
     def _decision(self, choice: Choice, request: RouteRequest, p: list[float], novelty: float) -> RouteDecision:
@@ -279,7 +291,11 @@ class Router:
             baseline_cost_usd=costs[self._escalation],
             propensity=choice.propensity,
             evidence=Evidence(
-                self._kind if self._n_outcomes[index] else "prior", self._n_outcomes[index], novelty, self._note
+                self._kind if self._n_outcomes[index] else "prior",
+                self._n_outcomes[index],
+                novelty,
+                self._note,
+                novelty >= self._unlike_from,
             ),
             router_version=self._version,
             stages=tuple([
@@ -381,6 +397,15 @@ def _columns(trained: tuple[str, ...], wanted: tuple[str, ...]) -> list[int]:
             f"the router was not trained for {unknown}, only for {list(trained)}; train it, or change the pool"
         )
     return [trained.index(name) for name in wanted]
+
+
+def _unlike_from(calibrated: Mapping[str, Any] | None) -> float:
+    """The novelty from which a request is unlike the training data; infinite where that was not calibrated."""
+    if calibrated is None:
+        return math.inf
+    # written as the classifier writes it, so that equal ranks are equal floats
+    flagged = int(calibrated["rate"] * (NOVELTY_QUANTILES - 1) + 1e-9)
+    return 1.0 - flagged / NOVELTY_QUANTILES
 
 
 def _prices(spec: Any) -> tuple[float, float, float]:

@@ -92,7 +92,8 @@ def _plan_lines(decision: RouteDecision) -> list[tuple[str, str]]:
 
 def _evidence(decision: RouteDecision) -> str:
     evidence = decision.evidence
-    return f"{evidence.kind}, {evidence.n_outcomes} outcomes, novelty {evidence.novelty:.2f}"
+    unlike = ", unlike the training data" if evidence.unlike else ""
+    return f"{evidence.kind}, {evidence.n_outcomes} outcomes, novelty {evidence.novelty:.2f}{unlike}"
 
 
 def pool_table(models: Sequence[ModelSpec]) -> Table:

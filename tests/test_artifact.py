@@ -208,6 +208,14 @@ def test_evidence_of_another_form_is_an_artifact_error(folder: Path, evidence: A
     assert_refused(folder, match="evidence")
 
 
+@pytest.mark.parametrize(
+    "entry", [{"unlike": 0.05}, {"unlike": {}}, {"unlike": {"rate": 1.5}}, {"unlike": {"rate": True}}, {"shipped": "x"}]
+)
+def test_optional_entries_of_another_form_are_an_artifact_error(folder: Path, entry: dict[str, Any]) -> None:
+    edit_json(folder / MANIFEST, lambda manifest: manifest.update(entry))
+    assert_refused(folder, match=next(iter(entry)))
+
+
 @pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "encoder/../../secret"])
 def test_a_manifest_that_names_a_file_outside_the_folder_is_refused(folder: Path, name: str) -> None:
     (folder.parent / "secret").write_bytes(b"x")
@@ -357,7 +365,8 @@ def test_numbers_that_no_training_gives_are_an_artifact_error(folder: Path, name
 def test_a_classifier_for_another_encoder_width_is_an_artifact_error(folder: Path) -> None:
     with np.load(folder / CLASSIFIER) as arrays:
         wider = np.vstack([arrays["projection"], arrays["projection"]])
-    edit_arrays(folder, projection=wider)
+        center = np.concatenate([arrays["center"], arrays["center"]])
+    edit_arrays(folder, projection=wider, center=center)
     assert_refused(folder, match="vectors of")
 
 

@@ -48,10 +48,23 @@ def test_a_table_without_costs_is_cross_validated_too(table: OutcomeTable) -> No
 
 
 def test_small_tables_are_held_out_fold_by_fold(table: OutcomeTable) -> None:
-    judged, how = judge_held_out(table, pool=pool_from_table(table), encoder=default_encoder())
+    policies, how = judge_held_out(table, pool=pool_from_table(table), encoder=default_encoder())
+    judged = policies["router"]
     assert len(judged.p) == 200 and "5-fold" in how and judged.chosen is not None
     groups = [set(judged.group[judged.fold == fold].tolist()) for fold in range(5)]
     assert sum(map(len, groups)) >= 5
+
+
+def test_simpler_policies_are_judged_on_the_same_rows_and_see_no_text(table: OutcomeTable) -> None:
+    policies, _ = judge_held_out(table, pool=pool_from_table(table), encoder=default_encoder())
+    assert list(policies) == ["base_rates", "per_task_table", "router"]
+    base, by_task, router = policies.values()
+    np.testing.assert_array_equal(base.success, router.success)
+    np.testing.assert_array_equal(by_task.c, router.c)
+    assert all(len(np.unique(base.p[base.fold == fold], axis=0)) == 1 for fold in range(5))
+    for fold in range(5):
+        rows = np.flatnonzero(by_task.fold == fold)
+        assert len(np.unique(by_task.p[rows], axis=0)) == len({by_task.requests.tasks[i] for i in rows.tolist()})
 
 
 def test_of_a_large_table_one_fold_of_a_sample_is_held_out(
@@ -59,7 +72,8 @@ def test_of_a_large_table_one_fold_of_a_sample_is_held_out(
 ) -> None:
     monkeypatch.setattr(cross_validation, "CROSS_VALIDATED", 50)
     monkeypatch.setattr(cross_validation, "JUDGED_SAMPLE", 120)
-    judged, how = judge_held_out(table, pool=pool_from_table(table), encoder=default_encoder())
+    policies, how = judge_held_out(table, pool=pool_from_table(table), encoder=default_encoder())
+    judged = policies["router"]
     assert 10 <= len(judged.p) <= 30 and judged.fold is None
     assert how.startswith("one fold of 5 held out") and how.endswith("a sample of 200")
 

@@ -506,3 +506,39 @@ class Scripted(random.Random):
 
     def choice(self, seq: Any) -> Any:
         return seq[self._position]
+
+
+# -- requests unlike the training data
+
+
+def test_a_request_unlike_the_training_data_escalates() -> None:
+    choice = decide(unlike=True)
+    assert (chosen(choice), choice.escalated, choice.reason.code) == ("c/large", True, ReasonCode.UNLIKE)
+    assert "unlike the training data" in choice.reason.text
+    assert chosen(decide(ask(min_quality=0.1), unlike=True)) == "c/large"
+    assert chosen(decide(unlike=True, of=pool(unlike="ignore"))) == chosen(decide()) == "a/small"
+
+
+def test_what_escalates_anyway_keeps_its_reason() -> None:
+    assert decide(ask(min_quality=0.99), unlike=True).reason.code is ReasonCode.LOW_CONFIDENCE
+
+
+def test_a_pin_decides_for_unlike_requests_too() -> None:
+    choice = decide(ask(pin="d/home"), unlike=True)
+    assert (chosen(choice), choice.reason.code) == ("d/home", ReasonCode.PINNED)
+
+
+def test_where_even_a_sure_failure_costs_less_than_escalation_an_unlike_request_stays() -> None:
+    assert chosen(decide(ask(failure_cost_usd=0.03), unlike=True)) == "a/small"  # .01 + .03 <= .05
+    assert chosen(decide(ask(failure_cost_usd=0.06), unlike=True)) == "c/large"
+
+
+def test_an_unlike_request_goes_to_the_likeliest_where_the_escalation_model_is_not_eligible() -> None:
+    choice = decide(ask(deny=["c/large"]), unlike=True)
+    assert (chosen(choice), choice.escalated) == ("b/middle", True)
+    assert choice.reason.text.endswith("the likeliest, since c/large is not eligible")
+
+
+def test_a_budget_bounds_the_escalation_of_an_unlike_request() -> None:
+    choice = decide(ask(budget_usd=0.04), unlike=True)
+    assert (chosen(choice), choice.degraded) == ("b/middle", True)

@@ -144,6 +144,7 @@ BAD = [
     ("threshold NaN", config(confidence_threshold=math.nan), r"confidence_threshold is nan; expected"),
     ("threshold text", config(confidence_threshold="0.6"), r"confidence_threshold is '0.6'; expected"),
     ("bool for number", config(exploration=True), r"exploration is True; expected a number"),
+    ("unlike", config(unlike="refuse"), r"unlike is 'refuse'; expected 'escalate' or 'ignore'"),
     ("bool for count", config(fallback={"max_retries": True}), r"fallback\.max_retries is True; expected a whole"),
     ("score 0", config(success_score=0), r"success_score is 0; expected a number in \(0, 1\]"),
     ("negative retries", config(fallback={"max_retries": -1}), r"fallback\.max_retries is -1"),

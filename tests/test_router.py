@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from router_ml.errors import NoEligibleModelError, RequestError, RouterError
 from router_ml.pool import ModelPool
 from router_ml.request import ABILITIES, ROLES, ReasonCode, RouteDecision, RouteRequest, VerifierSpec
 from router_ml.router import BATCH, Router, _bundled, _load_bundled, bundled_router_path, predict_route
+from training.simulate import World
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -448,3 +451,31 @@ def test_every_weird_value_in_every_place_of_a_message_is_decided_or_refused(bun
 def test_five_megabytes_are_decided_or_refused(bundled: Router, text: str) -> None:
     assert_sound(bundled, text)
     assert_sound(bundled, [system(text), user("Hi")])
+
+
+# -- requests unlike the training data
+
+GIBBERISH = "zxqv 9931 :: {{{{ ### qwpo ;;;; 00x00 " * 40
+
+
+def test_a_trained_router_flags_and_escalates_what_is_unlike_its_training_data(router_path: Path) -> None:
+    router = Router.load(router_path)
+    decision = router.predict(GIBBERISH)
+    assert decision.evidence.unlike and decision.evidence.novelty > 0.95
+    assert decision.model == router.pool.escalation_model
+    assert decision.to_dict()["evidence"]["unlike"] is True
+    assert router.predict_batch([GIBBERISH])[0].model == decision.model
+    ignoring = router.with_pool(dataclasses.replace(router.pool, unlike="ignore"))
+    assert ignoring.predict(GIBBERISH).evidence.unlike
+    assert ignoring.predict(GIBBERISH).reason.code is not ReasonCode.UNLIKE
+
+
+def test_few_requests_like_the_training_data_are_flagged(router_path: Path) -> None:
+    decisions = Router.load(router_path).predict_batch(World(7).sample(400, seed=5).table.prompts)
+    assert 0.0 < np.mean([decision.evidence.unlike for decision in decisions]) < 0.12
+
+
+def test_a_router_that_was_not_measured_flags_nothing(bundled: Router) -> None:
+    old = Router.load(Path(__file__).with_name("data") / "protocol_1")
+    for router in (bundled, old):
+        assert not router.predict(GIBBERISH).evidence.unlike

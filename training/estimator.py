@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.decomposition import PCA
 from sklearn.kernel_approximation import Nystroem
+from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils.validation import check_is_fitted
 
 from router_ml.classifier import CLIP, FEATURE_FLOOR, logit, sigmoid
@@ -89,6 +90,20 @@ class RequestMap(TransformerMixin, BaseEstimator):
         check_is_fitted(self, "kernel_")
         phi: Array = self.kernel_.transform(self._inputs(X))
         return phi
+
+    def distances(self, X: Floats) -> tuple[Array, Array]:
+        """How far requests lie from the data that was fitted on.
+
+        :return: (n_requests,) each: the kernel's exponent for the nearest landmark, and the squared distance of the
+            embedding from the plane of the components, which the kernel does not see.
+        """
+        check_is_fitted(self, "kernel_")
+        inputs, landmarks = self._inputs(X), self.kernel_.components_
+        exponent: Array = self.kernel_.gamma * euclidean_distances(inputs, landmarks, squared=True).min(axis=1)
+        centred = X[:, self.n_features_ :] - self.pca_.mean_
+        inside = (inputs[:, self.n_features_ :] / self.embedding_scale_) ** 2
+        residual: Array = np.maximum((centred**2).sum(axis=1) - inside.sum(axis=1), 0.0)
+        return exponent, residual
 
     def _inputs(self, X: Floats) -> Array:
         features, embedding = X[:, : self.n_features_].astype(float), X[:, self.n_features_ :].astype(float)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 import router_ml
 from router_ml import artifact
-from router_ml.classifier import SuccessClassifier
+from router_ml.classifier import UNLIKE_RATE, SuccessClassifier
 from router_ml.embedding import Encoder, StaticEncoder
 from router_ml.errors import EncoderMismatchError, TableError
 from router_ml.features import FEATURE_NAMES, extract_many
@@ -21,9 +22,11 @@ from router_ml.request import ABILITIES, RouteRequest, read_trace
 from router_ml.router import Router, bundled_router_path
 from training.dependence import FittedDependence, fit_dependence
 from training.estimator import CostEstimator, RequestMap, SuccessEstimator
+from training.novelty import NoveltyScale, novelty_scale
 from training.outcome_columns import Prompt
 from training.outcome_stored import Stored
 from training.outcome_table import OutcomeTable
+from training.simpler import NAMES, ROUTER, SuccessRates
 
 Array = NDArray[np.float64]
 
@@ -50,22 +53,34 @@ class Representation(NamedTuple):
 @dataclass(frozen=True)
 class Fitted:
     """The three fitted estimators, the training representation's sample that they were scaled on, and how the successes
-    of the models hang together."""
+    of the models hang together.
+
+    :param groups: of the requests of the sample, which belong together; None: each is alone.
+    """
 
     request_map: RequestMap
     success: SuccessEstimator
     cost: CostEstimator
     sample: NDArray[np.float32]
     dependence: FittedDependence | None = None
+    groups: Sequence[str] | None = None
 
     def predict(self, representation: Representation, tasks: Sequence[str | None]) -> tuple[Array, Array]:
         """:return: P(success) and expected cost, each (n_requests, n_models)."""
         phi = self.request_map.transform(representation.joined)
         return self.success.predict_proba(phi, tasks), self.cost.predict(phi)
 
+    @cached_property
+    def novelty(self) -> NoveltyScale:
+        """How near requests like those trained on lie to them."""
+        return novelty_scale(self.request_map, self.sample, self.groups, self.request_map.random_state)
+
     def classifier(self) -> SuccessClassifier:
         """The arrays that serve."""
-        return SuccessClassifier.from_estimators(self.request_map, self.success, self.cost, self.sample)
+        return SuccessClassifier.from_estimators(
+            self.request_map, self.success, self.cost,
+            nearness=self.novelty.quantiles, residual_weight=self.novelty.residual_weight,
+        )  # fmt: skip
 
 
 def represent(prompts: Sequence[Prompt], encoder: Encoder) -> Representation:
@@ -132,7 +147,8 @@ def fit(
     joined = representation.joined
     request_map = _fit_map(joined, seed)
     phi = request_map.transform(joined).astype(np.float32)
-    return _fit_estimators(request_map, phi, joined, score, cost, tasks, groups, seed, success_score)
+    fitted = _fit_estimators(request_map, phi, joined, score, cost, tasks, groups, seed, success_score)
+    return replace(fitted, groups=groups)
 
 
 def fit_table(
@@ -148,7 +164,8 @@ def fit_table(
     for start in range(0, n, CHUNK):
         chunk = represent_table(table, encoder, np.arange(start, min(start + CHUNK, n))).joined
         phi[start : start + CHUNK] = request_map.transform(chunk)
-    return _fit_estimators(request_map, phi, sample, score, cost, table.task, table.group, seed, success_score)
+    fitted = _fit_estimators(request_map, phi, sample, score, cost, table.task, table.group, seed, success_score)
+    return replace(fitted, groups=[table.group[i] for i in rows])
 
 
 def _fit_map(joined: NDArray[np.float32], seed: int) -> RequestMap:
@@ -242,6 +259,7 @@ def _typical_where_unknown(tokens: Array) -> Array:
 def train_router(
     table: OutcomeTable, out_dir: str | Path, *, pool: ModelPool | None = None, encoder: Encoder | None = None,
     seed: int = 0, metrics: dict[str, Any] | None = None, promise: dict[str, Any] | None = None,
+    shipped: dict[str, Any] | None = None,
 ) -> Router:  # fmt: skip
     """Train a router on a table and save it.
 
@@ -249,39 +267,66 @@ def train_router(
     :param encoder: None: the static encoder of the bundled router.
     :param metrics: figures measured on other rows, for the manifest; each with its n.
     :param promise: what is promised of the pool's threshold, for the manifest; see ``training.promises``.
+    :param shipped: ``policy``, of ``simpler.POLICIES``, and ``why``, for the manifest; None: the router.
     :raises TableError: if table and pool share no model.
     """
     pool = pool if pool is not None else pool_from_table(table)
     encoder = encoder if encoder is not None else default_encoder()
     targets = _targets(table, pool)
     fitted = fit_table(table, targets.score, targets.cost, encoder, seed, pool.success_score)
+    classifier, dependence = fitted.classifier(), fitted.dependence
+    note = f"{table.n_rows} outcomes of {table.n_requests} requests"
+    if shipped is not None and shipped["policy"] != ROUTER:
+        policy, rates, success = shipped["policy"], success_rates(table, pool), _success(targets.score, pool)
+        classifier = rates.replace_in(classifier, policy)
+        # of a request of which less is known, the failures hang together more
+        dependence = fit_dependence(success, rates.predict(policy, table.task), seed)
+        note += f"; P(success) is that of {NAMES[policy]}, not read off the text: {shipped['why']}"
     save_router(
         out_dir, fitted, pool, encoder, targets.cost_unit,
         {
-            "evidence": {"kind": "measured", "note": f"{table.n_rows} outcomes of {table.n_requests} requests"},
+            "evidence": {"kind": "measured", "note": note},
             "training": {
                 "data_fingerprint": table.fingerprint(), "n_requests": table.n_requests, "n_rows": table.n_rows,
                 "seed": seed, "notes": list(targets.notes), "tasks_used": list(fitted.success.tasks_),
             },
-            "dependence": fitted.dependence.to_dict(pool.names) if fitted.dependence is not None else {},
+            "dependence": dependence.to_dict(pool.names) if dependence is not None else {},
+            "unlike": {"rate": UNLIKE_RATE, "n": fitted.novelty.n},
             "metrics": metrics or {},
             **({} if promise is None else {"promise": promise}),
+            **({} if shipped is None else {"shipped": shipped}),
         },
+        classifier,
     )  # fmt: skip
     return Router.load(out_dir)
 
 
+def success_rates(table: OutcomeTable, pool: ModelPool) -> SuccessRates:
+    """Success rates of the pool's models in a table."""
+    return SuccessRates.fit(_success(_targets(table, pool).score, pool), table.task)
+
+
+def _success(score: Array, pool: ModelPool) -> Array:
+    return np.where(np.isnan(score), np.nan, (score >= pool.success_score).astype(float))
+
+
 def save_router(
-    out_dir: str | Path, fitted: Fitted, pool: ModelPool, encoder: Encoder, cost_unit: str, extra: dict[str, Any]
-) -> None:
-    """Write an artifact. Its version names the code and the data: the same of both, the same version."""
+    out_dir: str | Path, fitted: Fitted, pool: ModelPool, encoder: Encoder, cost_unit: str, extra: dict[str, Any],
+    classifier: SuccessClassifier | None = None,
+) -> None:  # fmt: skip
+    """Write an artifact. Its version names code, data and shipped policy: the same of all, the same version.
+
+    :param classifier: what serves; the fitted estimators are kept in full beside it. None: made from them.
+    """
     import skops.io
 
     estimators = {"request_map": fitted.request_map, "success": fitted.success, "cost": fitted.cost}
     fingerprint = str(extra.get("training", {}).get("data_fingerprint", ""))
+    policy = extra.get("shipped", {}).get("policy", ROUTER)
+    suffix = "" if policy == ROUTER else f".{policy.replace('_', '-')}"
     artifact.save(
-        out_dir, pool=pool, classifier=fitted.classifier(), encoder=encoder, cost_unit=cost_unit,
-        router_version=f"{router_ml.__version__}+{fingerprint[:12] or 'unnamed'}",
+        out_dir, pool=pool, classifier=classifier or fitted.classifier(), encoder=encoder, cost_unit=cost_unit,
+        router_version=f"{router_ml.__version__}+{fingerprint[:12] or 'unnamed'}{suffix}",
         estimator=skops.io.dumps(estimators), extra=extra,
     )  # fmt: skip
 

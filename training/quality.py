@@ -36,15 +36,18 @@ from training.cross_validation import cross_validate
 from training.evaluation import Evaluation, evaluate
 from training.fitting import default_encoder
 from training.metrics import IntArray
+from training.novelty_quality import NOVELTY, novelty_rows
 from training.outcome_table import OutcomeTable, read_table
 from training.promise_quality import promise_rows
 from training.quality_rows import Row, print_rows
+from training.shipped_quality import shipped_rows
 
 DAY_0 = "day_0"  # in place of a table's name
 EVALUATION_TABLES = Path("..") / "shared" / "data"
 EXAMPLE_TABLE = Path("data") / "example_outcomes.csv"
 THRESHOLD = 0.6  # of the default rule, as in a pool that says nothing else
 MAX_ECE = 0.010
+SHIPPED_TABLES = ("swebench_bash", "bfcl", "routerbench")  # what would be shipped is chosen anew in each fold
 DAY_0_AUC, DAY_0_ECE = 0.62, 0.10
 
 # table -> figure -> target; a figure of cost is an upper limit, every other a lower one
@@ -203,16 +206,16 @@ def _tables(data: Path, only: Sequence[str]) -> dict[str, Path]:
     if not found:
         click.echo(f"no evaluation tables in {data}; measuring {EXAMPLE_TABLE} instead", err=True)
         found = {EXAMPLE_TABLE.stem: EXAMPLE_TABLE}
-    unknown = sorted(set(only) - {*found, DAY_0})
+    unknown = sorted(set(only) - {*found, DAY_0, NOVELTY})
     if unknown:
-        raise TableError("quality", [f"--only names {unknown}; there are {[*found, DAY_0]}"])
+        raise TableError("quality", [f"--only names {unknown}; there are {[*found, DAY_0, NOVELTY]}"])
     return {name: path for name, path in found.items() if not only or name in only}
 
 
 @click.command(name="quality")
 @click.option("--data", type=click.Path(path_type=Path), default=EVALUATION_TABLES, show_default=True, help="Tables.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write all figures here.")
-@click.option("--only", multiple=True, metavar="TABLE", help="Only this table, or day_0; may be repeated.")
+@click.option("--only", multiple=True, metavar="TABLE", help="Only this table, day_0 or novelty.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of folds, fit and bootstrap.")
 @click.option("--resamples", type=int, default=1000, show_default=True, help="Resamples of the paired bootstrap.")
 def command(data: Path, out: Path | None, only: tuple[str, ...], seed: int, resamples: int) -> None:
@@ -222,11 +225,19 @@ def command(data: Path, out: Path | None, only: tuple[str, ...], seed: int, resa
     tables: dict[str, Any] = {}
     for name, path in _tables(data, only).items():
         click.echo(f"measuring {name} ...", err=True)
-        measured = measure(name, read_table(path), encoder, seed=seed, n_boot=resamples)
+        table = read_table(path)
+        measured = measure(name, table, encoder, seed=seed, n_boot=resamples)
         print_comparison(measured)
         rows += quality_rows(measured)
         rows += promise_rows(name, measured.evaluation.judged, seed=seed)
+        if name in SHIPPED_TABLES:
+            rows += shipped_rows(name, table, encoder, seed=seed, n_boot=resamples)
         tables[name] = measured.to_dict()
+    if NOVELTY in only or (not only and EXAMPLE_TABLE.stem not in tables):
+        click.echo("measuring requests of one table on routers of another ...", err=True)
+        rows += novelty_rows(
+            {path.stem: read_table(path) for path in sorted(data.glob("*.parquet"))}, encoder, seed=seed
+        )
     if DAY_0 in only or (not only and EXAMPLE_TABLE.stem not in tables):
         click.echo("measuring sources left out of training ...", err=True)
         rows += day_0_rows(data, encoder, seed)

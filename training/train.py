@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,11 @@ from training.evaluation import Evaluation, evaluate
 from training.evaluation_page import page
 from training.figures import save_figures
 from training.fitting import default_encoder, pool_from_table, train_router
+from training.judging import Judged
 from training.outcome_table import OutcomeTable, read_table
 from training.promises import Target, group_cap, kept_apart, make_promise, promise_lines
+from training.shipping import choose_policy
+from training.simpler import ROUTER
 from training.tracking import DEFAULT_URI, EXPERIMENT, MlflowTracking, NullTracking, Recorded, Tracking, TrainingRun
 
 RESAMPLES = 200  # enough to see a lead; `router-ml evaluate` draws more
@@ -48,6 +52,13 @@ RESAMPLES = 200  # enough to see a lead; `router-ml evaluate` draws more
 @click.option("--promise-by-task", is_flag=True, help="A threshold for each task; all promises hold together.")
 @click.option("--encoder", "encoder_name", metavar="NAME_OR_PATH", help="A sentence-transformers model instead.")
 @click.option("--report", type=click.Path(path_type=Path), help="Folder for the report and its pictures.")
+@click.option(
+    "--ship",
+    type=click.Choice(["auto", "router"]),
+    default="auto",
+    show_default=True,
+    help="auto: a simpler policy where the router does not beat it on requests that it has not seen.",
+)
 @click.option("--tracking-uri", help=f"MLflow store [default: $MLFLOW_TRACKING_URI or {DEFAULT_URI}]")
 @click.option("--no-tracking", is_flag=True, help="Record nothing in MLflow.")
 @click.option("--experiment", default=EXPERIMENT, show_default=True, help="MLflow experiment.")
@@ -55,7 +66,7 @@ RESAMPLES = 200  # enough to see a lead; `router-ml evaluate` draws more
 def command(
     paths: tuple[Path, ...], out: Path, pool_path: Path | None, seed: int,
     target_quality: float | None, confidence: float | None, promise_by_task: bool, encoder_name: str | None,
-    report: Path | None, tracking_uri: str | None, no_tracking: bool, experiment: str, as_json: bool,
+    report: Path | None, ship: str, tracking_uri: str | None, no_tracking: bool, experiment: str, as_json: bool,
 ) -> None:  # fmt: skip
     """Train a router on outcome tables, with metrics from rows that it was not fitted on."""
     if no_tracking and tracking_uri is not None:
@@ -66,7 +77,7 @@ def command(
     table = read_table(paths)
     pool = None if pool_path is None else ModelPool.from_yaml(pool_path)
     encoder = SentenceTransformerEncoder(encoder_name) if encoder_name is not None else default_encoder()
-    evaluation, router = train(table, out, pool=pool, encoder=encoder, seed=seed, target=target)
+    evaluation, router = train(table, out, pool=pool, encoder=encoder, seed=seed, target=target, ship=ship)
     with tempfile.TemporaryDirectory() as scratch:
         folder = report if report is not None else Path(scratch)
         write_report(evaluation, folder, str(router.manifest["router_version"]))
@@ -80,42 +91,56 @@ def command(
 
 def train(
     table: OutcomeTable, out: Path, *, pool: ModelPool | None, encoder: Encoder, seed: int = 0,
-    target: Target | None = None,
+    target: Target | None = None, ship: str = "auto",
 ) -> tuple[Evaluation, Router]:  # fmt: skip
     """Judge on held-out requests, then train on all and save.
 
     :param out: folder that gets the router; its manifest carries the metrics, each with its n.
     :param pool: None: made from the table.
     :param target: what to promise. Some requests are then kept from all training, and choose the pool's threshold.
-    :return: the evaluation on held-out requests, and the saved router.
+    :param ship: "auto": the router, or the simpler policy that it does not beat; "router": the router all the same.
+    :return: the evaluation of what is shipped on held-out requests, and the saved router.
     :raises TableError: if the table is too small, or shares no model with the pool, or cannot carry a promise.
     """
-    promise = None
+    promise, kept, cap = None, None, group_cap(table.group_codes)
     if target is not None:
-        table, pool, promise = _promised(table, pool, encoder, seed, target)
+        table, kept = kept_apart(table, seed)
     pool = pool if pool is not None else pool_from_table(table)
     judged, how = judge_held_out(table, pool=pool, encoder=encoder, seed=seed)
+    shipped = _shipped(judged, ship, seed)
+    if target is not None and kept is not None:
+        pool, promise = _promised(table, kept, pool, encoder, seed, target, cap, shipped)
+        # another threshold, so other decisions
+        judged, how = judge_held_out(table, pool=pool, encoder=encoder, seed=seed)
     rule = DefaultRule(pool.confidence_threshold, pool.escalation_model)
-    evaluation = evaluate(judged, rule, facts={"held_out": how}, n_boot=RESAMPLES, seed=seed)
+    facts = {"held_out": how, "shipped": shipped["policy"], "shipped_because": shipped["why"]}
+    evaluation = evaluate(judged[shipped["policy"]], rule, facts=facts, n_boot=RESAMPLES, seed=seed)
     metrics = {"held_out": how, **evaluation.metrics()}
-    router = train_router(table, out, pool=pool, encoder=encoder, seed=seed, metrics=metrics, promise=promise)
+    router = train_router(
+        table, out, pool=pool, encoder=encoder, seed=seed, metrics=metrics, promise=promise, shipped=shipped
+    )
     return evaluation, router
 
 
-def _promised(
-    table: OutcomeTable, pool: ModelPool | None, encoder: Encoder, seed: int, target: Target
-) -> tuple[OutcomeTable, ModelPool, dict[str, Any]]:
-    """The requests to train on, the pool with the threshold that the others chose, and what is promised.
+def _shipped(judged: Mapping[str, Judged], ship: str, seed: int) -> dict[str, Any]:
+    found = choose_policy(judged, n_boot=RESAMPLES, seed=seed)
+    if ship == ROUTER != found.policy:
+        found = replace(found, policy=ROUTER, why=f"asked for, although {found.why}")
+    return found.to_dict()
 
-    Without a pool, the requests to train on choose the escalation model too: the others choose a threshold only.
+
+def _promised(
+    table: OutcomeTable, kept: OutcomeTable, pool: ModelPool, encoder: Encoder, seed: int, target: Target, cap: int,
+    shipped: dict[str, Any],
+) -> tuple[ModelPool, dict[str, Any]]:  # fmt: skip
+    """The pool with the threshold that the kept requests chose, and what is promised.
+
     The router that is judged for it is the one that is saved: the same rows and the same seed train the same router.
     """
-    cap = group_cap(table.group_codes)
-    table, kept = kept_apart(table, seed)
     with tempfile.TemporaryDirectory() as scratch:
-        router = train_router(table, Path(scratch) / "router", pool=pool, encoder=encoder, seed=seed)
-    pool, promise = make_promise(router, kept, target, cap=cap, seed=seed)
-    return table, pool, promise
+        folder = Path(scratch) / "router"
+        router = train_router(table, folder, pool=pool, encoder=encoder, seed=seed, shipped=shipped)
+    return make_promise(router, kept, target, cap=cap, seed=seed)
 
 
 def _target(quality: float | None, confidence: float | None, by_task: bool) -> Target | None:
@@ -148,6 +173,7 @@ def _training_run(router: Router, evaluation: Evaluation, out: Path, report: Pat
         "encoder_fingerprint": encoder["fingerprint"][:12],
         "router_version": router.manifest["router_version"],
         "held_out": evaluation.facts["held_out"],
+        "shipped": router.manifest["shipped"]["policy"],
         **{key: training[key] for key in ("data_fingerprint", "n_requests", "n_rows", "seed")},
     }
     found = evaluation.metrics()
@@ -171,6 +197,7 @@ def _summary(router: Router, out: Path, recorded: Recorded | None) -> dict[str, 
         "escalation_model": router.pool.escalation_model,
         "metrics": router.manifest["metrics"],
         "promise": router.manifest.get("promise"),
+        "shipped": router.manifest["shipped"],
         "notes": router.manifest["training"]["notes"],
         "tracking": None if recorded is None else vars(recorded),
     }
@@ -180,6 +207,7 @@ def _print_saved(router: Router, out: Path, recorded: Recorded | None) -> None:
     click.echo(f"held out: {router.manifest['metrics']['held_out']}")
     for line in promise_lines(router.manifest.get("promise")):
         click.echo(line)
+    click.echo(f"ships: {router.manifest['shipped']['policy']}; {router.manifest['shipped']['why']}")
     for note in router.manifest["training"]["notes"]:
         click.echo(f"note: {note}")
     click.echo(f"{out}: router {router.manifest['router_version']} of {len(router.models)} models")
