@@ -85,8 +85,10 @@ class Router:
         self.classifier = parts.classifier
         if self.models != parts.pool.names:
             self.classifier = parts.classifier.select(_columns(parts.pool.names, self.models))
+        # whether expected costs are those of one call, and not of whatever a table held as one request
+        self.prices_calls = parts.manifest["cost_unit"] == "output_tokens"
         self._costs = CostModel(
-            self.pool, by_tokens=parts.manifest["cost_unit"] == "output_tokens",
+            self.pool, by_tokens=self.prices_calls,
             turns=TurnsToCome.from_manifest(parts.manifest.get("turns_to_come")),
         )  # fmt: skip
         self._policy = Policy(self.pool, _dependence(parts.manifest, self.models), self._costs)
