@@ -76,12 +76,18 @@ def cost_error_row(table: str, section: dict[str, Any]) -> Row:
     """The line of the quality table. :param section: what ``cost_error`` returns."""
     overall = section["overall"]
     lead = overall["per_model_mean"]["difference"]
-    value = None if lead is None else lead["router_minus_baseline"]
-    return Row(
-        table, "median absolute relative error of cost: router minus per-model mean", value, "<= 0",
-        None if value is None else value <= 0, None if lead is None else lead["low"],
-        None if lead is None else lead["high"], cost_error_line(section),
-    )  # fmt: skip
+    what = "median absolute relative error of cost: router minus per-model mean"
+    if lead is None:
+        return Row(table, what, None, note=cost_error_line(section))
+    errors = [
+        f"{name.replace('_', ' ')} {overall[name]['median_relative_error']:.3f}" for name in ("router", *BASELINES)
+    ]
+    note = (
+        f"{', '.join(errors)}; predicted in all over paid {overall['router']['predicted_over_paid']:.3f}; "
+        f"n = {overall['n']:,} outcomes"
+    )
+    value = lead["router_minus_baseline"]
+    return Row(table, what, value, "<= 0", value <= 0, lead["low"], lead["high"], note)
 
 
 def _row(

@@ -7,6 +7,7 @@ prices per request is left as it is: what a request costs then holds all its tur
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -162,11 +163,10 @@ def turns_to_come(table: OutcomeTable) -> dict[str, Any] | None:
     weight = 1.0 / n_runs[request]
     overall = _residual_life(start, end, weight, None)
     by_task: dict[str, list[float]] = {}
-    for task in sorted({name for name, n in zip(table.task, n_runs, strict=True) if n and name is not None}):
-        members = np.array([name == task for name in table.task])
-        if (members & (n_runs > 0)).sum() >= FEWEST_TASK_RUNS:
-            own = members[request]
-            by_task[task] = _rounded(_residual_life(start[own], end[own], weight[own], overall))
+    size = Counter(task for task, n in zip(table.task, n_runs.tolist(), strict=True) if n and task is not None)
+    for task in sorted(name for name, n in size.items() if n >= FEWEST_TASK_RUNS):
+        own = np.array([name == task for name in table.task])[request]
+        by_task[task] = _rounded(_residual_life(start[own], end[own], weight[own], overall))
     return {"overall": _rounded(overall), "by_task": by_task, "n_requests": int((n_runs > 0).sum())}
 
 
