@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from router_ml.classifier import SuccessClassifier
+from router_ml.cost import is_turns_entry
 from router_ml.dependence import MAX_LOADING
 from router_ml.embedding import Encoder, SentenceTransformerEncoder, StaticEncoder
 from router_ml.errors import ArtifactDigestError, ArtifactError, ArtifactProtocolError, EncoderMismatchError
@@ -158,6 +159,7 @@ def _shape(manifest: dict[str, Any]) -> dict[str, bool]:
         "promise": "promise" not in manifest or _is_promise(manifest["promise"]),
         "shipped": isinstance(manifest.get("shipped", {}), dict),
         "unlike": "unlike" not in manifest or _is_unlike(manifest["unlike"]),
+        "turns_to_come": "turns_to_come" not in manifest or is_turns_entry(manifest["turns_to_come"]),
     }
 
 

@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 from router_ml.attempt import Usage
+from router_ml.cost import usage_cost
 from router_ml.errors import (
     CallRefusedError,
     ContentRefusedError,
@@ -232,13 +233,7 @@ def address(spec: ModelSpec) -> dict[str, str]:
 
 def cost_of(spec: ModelSpec, usage: Usage) -> float:
     """US dollars of a call, from real usage and the pool's prices."""
-    if spec.cost_per_request_usd is not None and not (spec.input_usd_per_mtok or spec.output_usd_per_mtok):
-        return spec.cost_per_request_usd
-    cached_price = spec.cached_input_usd_per_mtok
-    cached = min(usage.cached_tokens, usage.input_tokens)
-    full = usage.input_tokens - cached
-    read = full * spec.input_usd_per_mtok + cached * (spec.input_usd_per_mtok if cached_price is None else cached_price)
-    return (read + usage.output_tokens * spec.output_usd_per_mtok) / 1e6
+    return usage_cost(spec, usage.input_tokens, usage.output_tokens, usage.cached_tokens)
 
 
 def read_reply(response: Any, spec: ModelSpec) -> Reply:

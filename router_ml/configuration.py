@@ -138,7 +138,7 @@ def changed(item: Any, keep: tuple[str, ...] = ()) -> dict[str, Any]:
         if entry.name in keep or value != default:
             if isinstance(value, (tuple, frozenset)):
                 value = sorted(value) if isinstance(value, frozenset) else list(value)
-            out[entry.name] = value
+            out[entry.name] = changed(value) if dataclasses.is_dataclass(value) else value
     return out
 
 

@@ -19,6 +19,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from router_ml.cost import CostModel, cached_tokens
 from router_ml.dependence import DEFAULT_LOADING, Dependence
 from router_ml.errors import BudgetExceededError, NoEligibleModelError, RequestError, RouterError
 from router_ml.failure_cost import first_fit
@@ -147,22 +148,17 @@ class Policy:
     :param pool: its order of models is the order of every sequence here.
     :param dependence: how the successes of its models hang together; None: as it is for models of which nothing is
         known.
+    :param costs: prices of the same pool; None: made from it.
     """
 
-    def __init__(self, pool: ModelPool, dependence: Dependence | None = None) -> None:
+    def __init__(self, pool: ModelPool, dependence: Dependence | None = None, costs: CostModel | None = None) -> None:
         self.pool = pool
         self._planner = Planner(pool, dependence or Dependence([DEFAULT_LOADING] * len(pool.models)))
+        self._costs = costs if costs is not None else CostModel(pool)
         self._names = pool.names
         self._index = {name: i for i, name in enumerate(self._names)}
         self._escalation = self._index[pool.escalation_model]
         self._guards = Guards(pool)
-        self._input_price = tuple(spec.input_usd_per_mtok * spec.token_factor / 1e6 for spec in pool.models)
-        self._cache_saving = tuple(
-            0.0
-            if spec.cached_input_usd_per_mtok is None
-            else max(0.0, spec.input_usd_per_mtok - spec.cached_input_usd_per_mtok) * spec.token_factor / 1e6
-            for spec in pool.models
-        )  # US dollars for one cached token of the request
         self._terms = {
             (task, segment): _merge(pool, task, segment)
             for task in (None, *pool.tasks)
@@ -227,7 +223,7 @@ class Policy:
         self._check_numbers(p_success, expected_cost)
         live = live or NOTHING_LIVE
         terms = self.terms(request, trace)
-        cost = self.less_cache(request, trace, expected_cost)
+        cost = self._costs.less_cache(request, trace, expected_cost)
         latency = worst = self._guards.latency(request, expected_output_tokens)
         if live.latency_s:
             latency, worst = self._measured(latency, live.latency_s)
@@ -395,17 +391,6 @@ class Policy:
         planned = None if options.verifier is None else self._plan(options, affordable, first=model)
         return _Pick(model, ReasonCode.EXPLORATION, text, degraded=greedy.degraded, planned=planned), chance
 
-    def less_cache(self, request: RouteRequest, trace: Trace, cost: Sequence[float]) -> tuple[float, ...]:
-        """Expected cost of each model, less what the prompt cache of ``current_model`` saves."""
-        if not request.cached_tokens or request.current_model not in self._index:
-            return tuple(cost)
-        out = list(cost)
-        current = self._index[request.current_model]
-        # a caller may count the tokens of an answer or of an older, longer prompt as cached: only this prompt's count
-        cached = min(request.cached_tokens, trace.input_tokens)
-        out[current] = max(0.0, out[current] - cached * self._cache_saving[current])
-        return tuple(out)
-
     def _bound_switch(self, request: RouteRequest, trace: Trace, pin: str | None, excluded: list[str | None]) -> None:
         """Exclude models to which switching costs more than the request or the pool allows, but for a pinned one.
 
@@ -415,11 +400,11 @@ class Policy:
         current = self._index.get(request.current_model or "")
         if limit is None or current is None or excluded[current] is not None:
             return  # a conversation whose model cannot go on has to leave, whatever that costs
-        cached = min(request.cached_tokens, trace.input_tokens)
-        for i, price in enumerate(self._input_price):
-            if i != current and self._names[i] != pin and excluded[i] is None and cached * price > limit:
+        cached = cached_tokens(request, trace)
+        for i, usd in enumerate(self._costs.switch_cost(request, trace)):
+            if i != current and self._names[i] != pin and excluded[i] is None and usd > limit:
                 excluded[i] = (
-                    f"switching to it reads {cached} cached tokens again for {cached * price:.6g} USD, "
+                    f"switching to it reads {cached} cached tokens again for {usd:.6g} USD, "
                     f"the limit is {limit:.6g} USD"
                 )
 

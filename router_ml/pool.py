@@ -41,10 +41,12 @@ from router_ml.configuration import (
     of,
     parse_yaml,
 )
+from router_ml.cost import LongContext
 from router_ml.errors import PoolError, brief
 from router_ml.failure_cost import FAILURE_COSTS, FailureCost, check_order, read_failure_costs
 from router_ml.reliability import MeasuredVerifier, read_measured, with_measured
 
+_LONG_CONTEXT = Kind("a tariff with above_input_tokens", lambda v: isinstance(v, LongContext), lambda v: v)
 _SECRETS = frozenset({"api_key", "aws_secret_access_key", "azure_ad_token", "vertex_credentials"})
 
 
@@ -57,6 +59,7 @@ class ModelSpec(Checked):
 
     :param name: unique in the pool: ``provider/model``, or ``provider/model@variant`` for a model with parameters.
     :param cached_input_usd_per_mtok: price of a prompt token that the provider has cached; None: no discount.
+    :param long_context: the tariff of long prompts; None: all prompts cost the same a token.
     :param max_input_tokens: context window; None: not known, so no request is too long.
     :param reliable_input_tokens: input up to which answers stay as good as on short input; None: the window, or the
         pool's ``context.reliability_threshold`` if that is smaller.
@@ -95,6 +98,7 @@ class ModelSpec(Checked):
     api_base: str | None = of(NAME, None)
     api_key_env: str | None = of(NAME, None)
     max_share: float = of(POSITIVE_SHARE, 1.0)
+    long_context: LongContext | None = field(default=None, metadata={"kind": _LONG_CONTEXT})
 
     def __post_init__(self) -> None:
         Checked.__post_init__(self)
@@ -414,7 +418,10 @@ def _or_empty(value: Any) -> Any:
 
 
 def _read_model(item: Any, path: str) -> ModelSpec:
-    spec = build(ModelSpec, item, path)
+    values = known_keys(ModelSpec, item, path)
+    if values.get("long_context") is not None:
+        values["long_context"] = build(LongContext, values["long_context"], f"{path}.long_context")
+    spec = build(ModelSpec, values, path)
     # a forgotten price must not make a model free, and so the cheapest
     if spec.cost_per_request_usd is None and not spec.local:
         for key in ("input_usd_per_mtok", "output_usd_per_mtok"):

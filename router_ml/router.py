@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from router_ml import artifact
 from router_ml.artifact import Artifact
 from router_ml.classifier import NOVELTY_QUANTILES, SuccessClassifier
+from router_ml.cost import CostModel, TurnsToCome
 from router_ml.dependence import DEFAULT_HOPELESS, DEFAULT_LOADING, Dependence
 from router_ml.embedding import Encoder
 from router_ml.errors import PoolError
@@ -87,16 +88,20 @@ class Router:
         self.classifier = parts.classifier
         if self.models != parts.pool.names:
             self.classifier = parts.classifier.select(_columns(parts.pool.names, self.models))
-        self._policy = Policy(self.pool, _dependence(parts.manifest, self.models))
+        # whether expected costs are those of one call, and not of whatever a table held as one request
+        self.prices_calls = parts.manifest["cost_unit"] == "output_tokens"
+        self._costs = CostModel(
+            self.pool, by_tokens=self.prices_calls,
+            turns=TurnsToCome.from_manifest(parts.manifest.get("turns_to_come")),
+        )  # fmt: skip
+        self._policy = Policy(self.pool, _dependence(parts.manifest, self.models), self._costs)
         self._rng = random.Random(seed)
         self._version = str(parts.manifest["router_version"])
-        self._by_tokens = parts.manifest["cost_unit"] == "output_tokens"
         evidence = parts.manifest.get("evidence", {})
         self._kind, self._note = str(evidence.get("kind", "measured")), str(evidence.get("note", ""))
         self._unlike_from = _unlike_from(parts.manifest.get("unlike"))
         self._n_outcomes = [int(n) for n in self.classifier.n_outcomes]
         self._escalation = self.models.index(self.pool.escalation_model)
-        self._prices = [_prices(spec) for spec in self.pool.models]
         self._params = [spec.params for spec in self.pool.models]
         self.shortest_reliable = min(self.pool.reliable_tokens(s) / s.token_factor for s in self.pool.models)
 
@@ -150,7 +155,9 @@ class Router:
         :param features: (F,). :param embedding: (E,).
         """
         p, predicted, novelty = self.classifier.predict_one(features, embedding, request.task)
-        return Reading(request, trace, features, embedding, p, *self._cost(trace, predicted), novelty)
+        return Reading(
+            request, trace, features, embedding, p, *self._costs.expected(request, trace, predicted), novelty
+        )
 
     def decide(self, reading: Reading, live: Live | None = None, *, explore: bool = True) -> RouteDecision:
         """Choose a model for a request that was read.
@@ -178,7 +185,7 @@ class Router:
 
     def expected_cost(self, reading: Reading) -> tuple[float, ...]:
         """Expected USD of a call of each model, as ``decide`` weighs it: less what a prompt cache saves."""
-        return self._policy.less_cache(reading.request, reading.trace, reading.cost)
+        return self._costs.less_cache(reading.request, reading.trace, reading.cost)
 
     def budget(self, reading: Reading) -> float | None:
         """Most USD that a request may cost, by itself and by the pool's rules; None: no limit."""
@@ -225,9 +232,9 @@ class Router:
     def predict_cost(self, requests: Iterable[RequestLike]) -> Array:
         """:return: (n_requests, n_models) expected cost of one call in USD."""
         rows = [
-            self._cost(trace, row)[0]
-            for _, traces, _, cost, _ in self._batches(requests)
-            for trace, row in zip(traces, cost.tolist(), strict=True)
+            self._costs.expected(request, trace, row)[0]
+            for read, traces, _, cost, _ in self._batches(requests)
+            for request, trace, row in zip(read, traces, cost.tolist(), strict=True)
         ]
         return np.array(rows) if rows else np.zeros((0, len(self.models)))
 
@@ -251,21 +258,10 @@ class Router:
         traces = [read_trace(request) for request in chunk]
         return traces, self.encoder.encode([trace.user_text for trace in traces])
 
-    def _cost(self, trace: Trace, predicted: list[float]) -> tuple[list[float], list[float] | None]:
-        """Expected USD per model, and expected output tokens per model where the classifier predicts those."""
-        if not self._by_tokens:
-            return predicted, None
-        tokens = [n * factor for n, (_, _, factor) in zip(predicted, self._prices, strict=True)]
-        costs = [
-            trace.input_tokens * per_input + n * per_output
-            for n, (per_input, per_output, _) in zip(tokens, self._prices, strict=True)
-        ]
-        return costs, tokens
-
     def _decide(
         self, request: RouteRequest, trace: Trace, p: list[float], predicted: list[float], novelty: float
     ) -> RouteDecision:
-        cost, tokens = self._cost(trace, predicted)
+        cost, tokens = self._costs.expected(request, trace, predicted)
         unlike = novelty >= self._unlike_from
         choice = self._policy.decide(request, trace, p, cost, tokens, rng=self._rng, unlike=unlike)
         return self._decision(choice, request, p, novelty)
@@ -406,12 +402,3 @@ def _unlike_from(calibrated: Mapping[str, Any] | None) -> float:
     # written as the classifier writes it, so that equal ranks are equal floats
     flagged = int(calibrated["rate"] * (NOVELTY_QUANTILES - 1) + 1e-9)
     return 1.0 - flagged / NOVELTY_QUANTILES
-
-
-def _prices(spec: Any) -> tuple[float, float, float]:
-    """USD per input token and per output token, tokens written against a typical model."""
-    return (
-        spec.input_usd_per_mtok * spec.token_factor / 1e6,
-        spec.output_usd_per_mtok / 1e6,
-        spec.output_factor,
-    )

@@ -113,6 +113,14 @@ def pool_table(models: Sequence[ModelSpec]) -> Table:
             *("" if size is None else f"{size:,}" for size in sizes),
             ", ".join([*sorted(spec.abilities), *(["local"] if spec.local else [])]),
         )
+    tariffs = [
+        f"{spec.name}: {long.input_usd_per_mtok:g} in, {long.output_usd_per_mtok:g} out above "
+        f"{long.above_input_tokens:,} input tokens"
+        for spec in models
+        if (long := spec.long_context) is not None
+    ]
+    if tariffs:
+        table.caption, table.caption_justify = Text("\n".join(tariffs)), "left"
     return table
 
 

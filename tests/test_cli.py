@@ -247,6 +247,7 @@ def test_the_default_pool_is_shown(run: Any) -> None:
     for name in ModelPool.default().names:
         assert name in ran.out
     assert ran.code == 0 and "escalation model anthropic/claude-opus-4-7" in ran.out
+    assert "openai/gpt-5.5: 10 in, 45 out above 272,000 input tokens" in ran.out
 
 
 def test_show_and_validate_say_what_a_failure_costs(run: Any, tmp_path: Path) -> None:

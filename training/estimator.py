@@ -256,7 +256,9 @@ class CostEstimator(RegressorMixin, BaseEstimator):
         self.coef_ = difficulty + slope * correction
         self.low_ = np.where(count > 0, np.nanmin(np.where(known, logs, np.inf), axis=0), overall)
         self.high_ = np.where(count > 0, np.nanmax(np.where(known, logs, -np.inf), axis=0), overall)
-        fitted = np.exp(np.clip(self.base_ + (X - self.center_) @ self.coef_, self.low_, self.high_))
+        # out of fold: predictions vary more on rows that were fitted on, so their mean would ask for too small a factor
+        unseen = shared[RIDGE_PENALTIES.index(penalty)][:, None] + slope * own[RIDGE_PENALTIES.index(own_penalty)]
+        fitted = np.exp(np.clip(self.base_ + unseen, self.low_, self.high_))
         true_sum = np.nansum(np.where(known, y, 0.0), axis=0)
         self.smearing_ = np.where(count > 0, true_sum / np.maximum((fitted * known).sum(axis=0), 1e-300), 0.0)
         self.n_outcomes_ = count

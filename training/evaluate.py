@@ -18,6 +18,7 @@ from router_ml.explanation import usd
 from router_ml.router import Router
 from router_ml.terminal import console, table_of
 from training.comparison import TARGETS
+from training.cost_error import cost_error_line
 from training.evaluation import Evaluation, evaluate_router
 from training.outcome_table import read_table
 from training.routing_errors import AT_PRICE, contestants
@@ -68,6 +69,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
     names = ("ece", "brier", "brier_skill", "auc", "auc_within_task")
     shown = (f"{name} {'-' if calibration[name] is None else f'{calibration[name]:.3f}'}" for name in names)
     out.print(f"{report['n_requests']:,} requests, {report['n_outcomes']:,} outcomes: {', '.join(shown)}")
+    if report["cost_error"] is not None:
+        out.print(cost_error_line(report["cost_error"]))
     if evaluation.comparison is None:
         out.print("no request has score and cost of every model, so no choice can be priced")
         return

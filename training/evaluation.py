@@ -14,6 +14,7 @@ import numpy as np
 from router_ml.router import Router
 from training.calibration import base_rates, calibration_report
 from training.comparison import REFUSED, Comparison, DefaultRule, compare, finite
+from training.cost_error import cost_error
 from training.cost_quality import complete_grid
 from training.judging import Judged, judge_router
 from training.metrics import BoolArray, IntArray, auc, auc_within_task, brier, expected_calibration_error
@@ -35,6 +36,10 @@ NOTES = {
         "the dearest single model; cost_at_quality is a fraction of the best single model's cost, null if not reached"
     ),
     "baselines": f"fitted by cross-validation on the judged table itself ({N_FOLDS} folds, groups kept together)",
+    "cost_error": (
+        "median of |predicted - paid| / paid, what was predicted in all over what was paid, and the root mean squared "
+        "error over the model's mean cost; expected cost is a mean, so it is made for the latter two"
+    ),
     "difference": "paired bootstrap over requests (groups drawn whole), two-sided 95 % percentile interval",
     **ROUTING_NOTES,
 }
@@ -48,6 +53,7 @@ class Evaluation:
     :param by_task: a row per task. :param by_model: a row per model.
     :param facts: what else a reader must know: models left out, whether the router was trained on this table.
     :param routing_errors: see ``routing_errors.routing_errors``; None where there is no comparison.
+    :param cost_error: see ``cost_error.cost_error``; None where no cost is known.
     """
 
     judged: Judged
@@ -58,6 +64,7 @@ class Evaluation:
     by_model: list[dict[str, Any]]
     facts: dict[str, Any]
     routing_errors: dict[str, Any] | None = None
+    cost_error: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The report of ``router-ml evaluate --json``; None stands where a figure does not exist."""
@@ -78,6 +85,7 @@ class Evaluation:
             "by_task": self.by_task,
             "by_model": self.by_model,
             "routing_errors": self.routing_errors,
+            "cost_error": self.cost_error,
             "notes": NOTES,
         }
 
@@ -85,6 +93,11 @@ class Evaluation:
         """The headline figures for a manifest, each with the number of outcomes or requests behind it."""
         names = ("ece", "brier", "brier_skill", "auc", "auc_within_task")
         out = {name: {"value": self.calibration[name], "n": self.calibration["n"][name]} for name in names}
+        if self.cost_error is not None:
+            overall = self.cost_error["overall"]
+            error = overall["router"]["median_relative_error"]
+            if error is not None:
+                out["cost_median_relative_error"] = {"value": error, "n": overall["n"] - overall["n_free"]}
         if self.comparison is not None:
             found, n = self.comparison.router.to_dict(), self.comparison.n
             out |= {name: {"value": found[name], "n": n} for name in ("quality", "cost_usd", "area")}
@@ -160,7 +173,8 @@ def evaluate(
             failure_cost_usd=failure_cost_usd, n_boot=n_boot, seed=seed,
         )  # fmt: skip
     by_task, by_model = _by_task(judged, rule), _by_model(judged)
-    return Evaluation(judged, rule, calibration, found, by_task, by_model, dict(facts or {}), errors)
+    cost = cost_error(judged, fold, n_boot=n_boot, seed=seed)
+    return Evaluation(judged, rule, calibration, found, by_task, by_model, dict(facts or {}), errors, cost)
 
 
 def _folds(group: IntArray, seed: int) -> IntArray:

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from training.comparison import TARGETS
+from training.cost_error import BASELINES, cost_error_line
 from training.evaluation import NOTES, Evaluation
 from training.figures import DPI, TASK_COLUMNS, cell_text, figures
 from training.routing_errors import contestants
@@ -70,6 +71,7 @@ def page(evaluation: Evaluation, title: str = "Router evaluation") -> str:
                 for key, label in _HEADLINE.items()
             ),
         ),
+        *_cost_error(report["cost_error"]),
         "<h2>By task</h2>",
         _rows(TASK_COLUMNS, report["by_task"]),
         "<h2>By model</h2>",
@@ -137,6 +139,25 @@ def _routing_errors(report: dict[str, Any] | None) -> list[str]:
 
 def _share(found: dict[str, Any]) -> str:
     return f"{found['share']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+def _cost_error(section: dict[str, Any] | None) -> list[str]:
+    if section is None:
+        return []
+    columns = (
+        "model", "outcomes", "router's median error", "model mean's", "task mean's", "router minus model mean",
+        "router minus task mean", "router: predicted / paid", "router: RMSE / mean", "model mean: RMSE / mean",
+    )  # fmt: skip
+    rows = []
+    for row in (section["overall"], *section["by_model"]):
+        found = [row["router"], *(row[name] for name in BASELINES)]
+        leads = [row[name]["difference"] for name in BASELINES]
+        rows.append([
+            row["model"], cell_text("", row["n"]), *(cell_text("", one["median_relative_error"]) for one in found),
+            *("-" if lead is None else _interval(lead) for lead in leads),
+            cell_text("", found[0]["predicted_over_paid"]), *(cell_text("", f["rmse_over_mean"]) for f in found[:2]),
+        ])  # fmt: skip
+    return ["<h2>Predicted cost</h2>", f"<p>{escape(cost_error_line(section))}</p>", _table(columns, rows)]
 
 
 def _interval(found: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from router_ml.features import FEATURE_NAMES, extract_many
 from router_ml.pool import ModelPool, ModelSpec
 from router_ml.request import ABILITIES, RouteRequest, read_trace
 from router_ml.router import Router, bundled_router_path
+from training.cost_parts import cost_parts, in_pool_order
 from training.dependence import FittedDependence, fit_dependence
 from training.estimator import CostEstimator, RequestMap, SuccessEstimator
 from training.novelty import NoveltyScale, novelty_scale
@@ -207,53 +208,20 @@ def pool_from_table(table: OutcomeTable) -> ModelPool:
     return ModelPool(models=specs, escalation_model=table.models[best])
 
 
-class _Targets(NamedTuple):
-    score: Array
-    cost: Array
-    cost_unit: str
-    notes: tuple[str, ...]
+def _check_models(table: OutcomeTable, pool: ModelPool) -> list[str]:
+    """Notes on models that only one of the two has.
 
-
-def _targets(table: OutcomeTable, pool: ModelPool) -> _Targets:
-    """Score and cost matrices in the pool's order, and what had to be assumed."""
-    position = {name: j for j, name in enumerate(table.models)}
-    shared = [name for name in pool.names if name in position]
-    if not shared:
+    :raises TableError: if they share none.
+    """
+    if not set(pool.names) & set(table.models):
         raise TableError(
             "the outcome table and the pool share no model",
             [f"table: {list(table.models)[:10]}", f"pool: {list(pool.names)}"],
         )
-    notes = [f"{name}: no outcomes; its probability is a prior" for name in pool.names if name not in position]
-    notes += [f"{name}: in the table, not in the pool; left out" for name in table.models if name not in pool.names]
-    score = _in_pool_order(table.dense("score"), pool, position)
-    tokens = _in_pool_order(table.dense("output_tokens"), pool, position)
-    cost = _in_pool_order(table.dense("cost_usd"), pool, position)
-    by_request = any(spec.cost_per_request_usd is not None for spec in pool.models)
-    if not by_request and not np.isnan(tokens).all():
-        factors = np.array([spec.output_factor for spec in pool.models])
-        return _Targets(score, _typical_where_unknown(tokens / factors), "output_tokens", tuple(notes))
-    for j, spec in enumerate(pool.models):
-        if np.isnan(cost[:, j]).all():
-            # a constant column: the price that the pool states is all there is to know
-            cost[:, j] = spec.cost_per_request_usd if spec.cost_per_request_usd is not None else np.nanmean(cost)
-            notes.append(f"{spec.name}: no cost in the table; costed at {cost[0, j]:.3g} USD a request")
-    return _Targets(score, cost, "usd", tuple(notes))
-
-
-def _in_pool_order(dense: Array, pool: ModelPool, position: dict[str, int]) -> Array:
-    out = np.full((len(dense), len(pool.models)), np.nan)
-    for j, name in enumerate(pool.names):
-        if name in position:
-            out[:, j] = dense[:, position[name]]
-    return out
-
-
-def _typical_where_unknown(tokens: Array) -> Array:
-    """A model without token counts writes as much as the others do on the same request."""
-    known = ~np.isnan(tokens)
-    mean = np.where(known, tokens, 0.0).sum(axis=1) / np.maximum(known.sum(axis=1), 1)
-    mean = np.where(known.any(axis=1), mean, np.nan)
-    return np.where(known.any(axis=0), tokens, mean[:, None])
+    notes = [f"{name}: no outcomes; its probability is a prior" for name in pool.names if name not in table.models]
+    return notes + [
+        f"{name}: in the table, not in the pool; left out" for name in table.models if name not in pool.names
+    ]
 
 
 def train_router(
@@ -272,29 +240,32 @@ def train_router(
     """
     pool = pool if pool is not None else pool_from_table(table)
     encoder = encoder if encoder is not None else default_encoder()
-    targets = _targets(table, pool)
-    fitted = fit_table(table, targets.score, targets.cost, encoder, seed, pool.success_score)
+    notes = _check_models(table, pool)
+    costs = cost_parts(table, pool)
+    score = in_pool_order(table, "score", pool)
+    fitted = fit_table(table, score, costs.target, encoder, seed, pool.success_score)
     classifier, dependence = fitted.classifier(), fitted.dependence
     note = f"{table.n_rows} outcomes of {table.n_requests} requests"
     if shipped is not None and shipped["policy"] != ROUTER:
-        policy, rates, success = shipped["policy"], success_rates(table, pool), _success(targets.score, pool)
+        policy, rates, success = shipped["policy"], success_rates(table, pool), _success(score, pool)
         classifier = rates.replace_in(classifier, policy)
         # of a request of which less is known, the failures hang together more
         dependence = fit_dependence(success, rates.predict(policy, table.task), seed)
         note += f"; P(success) is that of {NAMES[policy]}, not read off the text: {shipped['why']}"
     save_router(
-        out_dir, fitted, pool, encoder, targets.cost_unit,
+        out_dir, fitted, costs.pool, encoder, costs.unit,
         {
             "evidence": {"kind": "measured", "note": note},
             "training": {
                 "data_fingerprint": table.fingerprint(), "n_requests": table.n_requests, "n_rows": table.n_rows,
-                "seed": seed, "notes": list(targets.notes), "tasks_used": list(fitted.success.tasks_),
+                "seed": seed, "notes": [*notes, *costs.notes], "tasks_used": list(fitted.success.tasks_),
             },
             "dependence": dependence.to_dict(pool.names) if dependence is not None else {},
             "unlike": {"rate": UNLIKE_RATE, "n": fitted.novelty.n},
             "metrics": metrics or {},
             **({} if promise is None else {"promise": promise}),
             **({} if shipped is None else {"shipped": shipped}),
+            **({} if costs.turns is None else {"turns_to_come": costs.turns}),
         },
         classifier,
     )  # fmt: skip
@@ -303,7 +274,7 @@ def train_router(
 
 def success_rates(table: OutcomeTable, pool: ModelPool) -> SuccessRates:
     """Success rates of the pool's models in a table."""
-    return SuccessRates.fit(_success(_targets(table, pool).score, pool), table.task)
+    return SuccessRates.fit(_success(in_pool_order(table, "score", pool), pool), table.task)
 
 
 def _success(score: Array, pool: ModelPool) -> Array:

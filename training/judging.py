@@ -34,6 +34,7 @@ class Judged:
     :param chosen: (n,) column that the router's own decision calls, ``REFUSED`` where it calls none; None: no router
         decided, and the default rule is applied to ``p`` and ``c``.
     :param eligible: (n, m) whether the router's guards let the model have the request; None: no router decided.
+    :param several_calls: (n, m) whether ``cost`` is that of several calls where ``c`` is that of one; None: never.
     """
 
     models: tuple[str, ...]
@@ -47,6 +48,7 @@ class Judged:
     fold: IntArray | None = None
     chosen: IntArray | None = None
     eligible: BoolArray | None = None
+    several_calls: BoolArray | None = None
 
     @classmethod
     def concat(cls, parts: Sequence[Judged]) -> Judged:
@@ -66,6 +68,7 @@ class Judged:
             fold=np.repeat(np.arange(len(parts)), [len(part.group) for part in parts]),
             chosen=_concat_of(parts, "chosen"),
             eligible=_concat_of(parts, "eligible"),
+            several_calls=_concat_of(parts, "several_calls"),
         )
 
 
@@ -101,6 +104,7 @@ def judge_router(router: Router, table: OutcomeTable, among: Sequence[str] | Non
         group=table.group_codes,
         chosen=np.array([column[model] for model in called], dtype=np.intp),
         eligible=eligible[:, own],
+        several_calls=table.dense("turns")[:, columns] > 1 if router.prices_calls else None,
     )
 
 

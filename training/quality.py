@@ -32,6 +32,7 @@ from training.bundled import (
 )
 from training.calibration import base_rates, calibration_report
 from training.comparison import BOOTSTRAP_TARGET, TARGETS, DefaultRule
+from training.cost_error import cost_error_row
 from training.cross_validation import cross_validate
 from training.evaluation import Evaluation, evaluate
 from training.fitting import default_encoder
@@ -115,6 +116,8 @@ def quality_rows(measured: Measured) -> Iterator[Row]:
         yield _lead(measured, baseline, of)
     if found is not None:
         yield _never_below_mixture(measured)
+    if measured.evaluation.cost_error is not None:
+        yield cost_error_row(name, measured.evaluation.cost_error)
     ece, floor = calibration["ece"], calibration["ece_noise_floor"]
     targeted = name in TARGET_FIGURES and ece is not None
     yield Row(
