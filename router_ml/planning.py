@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from router_ml.dependence import Dependence
 from router_ml.plan import Candidates, Goal, Plan, Plans, best_plans
 from router_ml.pool import ModelPool
 from router_ml.request import ReasonCode, VerifierSpec
-
-if TYPE_CHECKING:
-    from router_ml.policy import Terms
+from router_ml.terms import Terms
 
 
 class Planned(NamedTuple):

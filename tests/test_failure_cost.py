@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from router_ml.errors import PoolError
 from router_ml.failure_cost import FailureCost, first_fit, tool_calls_per_turn
-from router_ml.policy import Policy, Terms
+from router_ml.policy import Policy
 from router_ml.pool import ModelPool, ModelSpec, Rule
 from router_ml.request import ReasonCode, RouteRequest, Trace, read_trace
 from router_ml.router import Router
+from router_ml.terms import Terms
 
 TOOLS = frozenset({"tools"})
 EDIT = "Rename x to total in: def f(x): return x + 1"
