@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from training.cross_validation import cross_validate
 from training.fitting import default_encoder, fit, represent_table, success_rates, train_router
 from training.judging import Judged
 from training.outcome_table import OutcomeTable, write_table
-from training.shipped_quality import shipped_rows
+from training.shipped_quality import Nested, nested_choice, shipped_rows
 from training.shipping import choose_policy, compare_policies, simpler_policies
 from training.simpler import BASE_RATES, PER_TASK_TABLE, ROUTER, SuccessRates
 from training.simulate import World
@@ -164,7 +165,7 @@ def test_train_ships_the_simpler_policy_and_says_so(
     router = Router.load(tmp_path / "a")
     p = router.predict_proba(["What is 2+2?", {"prompt": "Translate this.", "task": "translate"}])
     np.testing.assert_array_equal(p[0], p[1])
-    assert "probabilities are base rates" in router.predict("What is 2+2?").evidence.note
+    assert "P(success) is that of the table of base rates" in router.predict("What is 2+2?").evidence.note
     assert manifest["router_version"].endswith(".base-rates") and "estimator.skops" in manifest["digests"]
 
 
@@ -184,7 +185,10 @@ def test_a_router_trained_in_code_ships_the_router(table: OutcomeTable, tmp_path
 
 
 def test_the_quality_table_judges_what_would_be_shipped_on_rows_that_did_not_choose_it(table: OutcomeTable) -> None:
-    rows = list(shipped_rows("t", table, default_encoder(), n_boot=20))
+    judged = cross_validate(table, default_encoder())
+    nested = nested_choice(table, judged, default_encoder())
+    assert len(nested.dependence) == 5
+    rows = list(shipped_rows("t", nested, judged, n_boot=20))
     assert [row.what.rpartition("lead over ")[2] for row in rows] == [
         "the random mixture", "the table of base rates", "the per-task table",
     ]  # fmt: skip
@@ -196,7 +200,8 @@ def test_the_quality_table_judges_what_would_be_shipped_on_rows_that_did_not_cho
 
 def test_a_table_without_prices_has_no_lines(table: OutcomeTable) -> None:
     free = dataclasses.replace(table, cost_usd=np.full(table.n_rows, np.nan))
-    assert list(shipped_rows("t", free, default_encoder())) == []
+    judged = cross_validate(free, default_encoder())
+    assert list(shipped_rows("t", Nested(judged, Counter(), []), judged)) == []
 
 
 def test_without_a_task_the_table_is_the_base_rates() -> None:

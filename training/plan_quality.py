@@ -141,8 +141,16 @@ def _carried_out(
     return float(spent), float(right)
 
 
-def plan_rows(name: str, outcomes: Outcomes, *, note: str = "", seed: int = 0) -> Iterator[Row]:
-    """Plans at three reliabilities of the verifier, and routing without one."""
+def plan_rows(
+    name: str, judged: Judged, dependence: Sequence[FittedDependence], note: str = "", *, seed: int = 0
+) -> Iterator[Row]:  # fmt: skip
+    """Plans at three reliabilities of the verifier, and routing without one. Nothing where no row is complete.
+
+    :param judged: predictions for rows not fitted on. :param dependence: of each of its folds.
+    """
+    outcomes = Outcomes.of(judged, dependence)
+    if outcomes is None:
+        return
     targets = TARGETS.get(name, {})
     singles = outcomes.singles
     for accept in [(1.0, 0.0), (0.95, 0.05), (0.90, 0.20)]:
@@ -164,6 +172,7 @@ def plan_rows(name: str, outcomes: Outcomes, *, note: str = "", seed: int = 0) -
             note=f"at {cost:.3f} of its cost; promised {done.promised[ALIKE].mean():.3f}, kept "
             f"{done.success[ALIKE].mean():.3f}, the best model {singles[outcomes.best, 1]:.3f}",
         )  # fmt: skip
+    yield from _without_verifier(name, judged, outcomes)
 
 
 def _share(done: CarriedOut, outcomes: Outcomes, weights: FloatArray) -> float:
@@ -182,7 +191,7 @@ def _interval(
     return _finite(float(low)), _finite(float(high))
 
 
-def no_verifier_rows(name: str, judged: Judged, outcomes: Outcomes) -> Iterator[Row]:
+def _without_verifier(name: str, judged: Judged, outcomes: Outcomes) -> Iterator[Row]:
     """Routing without a verifier: never dearer than the best model for its quality, never below the mixture."""
     points = _points(sweep_choices(outcomes.p, outcomes.c), outcomes)
     singles = outcomes.singles

@@ -39,15 +39,18 @@ from training.fitting import default_encoder
 from training.metrics import IntArray
 from training.novelty_quality import NOVELTY, novelty_rows
 from training.outcome_table import OutcomeTable, read_table
+from training.plan_quality import TARGETS as PLAN_TARGETS
+from training.plan_quality import plan_rows, planner_rows
 from training.promise_quality import promise_rows
 from training.quality_rows import Row, print_rows
-from training.shipped_quality import shipped_rows
+from training.shipped_quality import nested_choice, shipped_in, shipped_rows
 
 DAY_0 = "day_0"  # in place of a table's name
 EVALUATION_TABLES = Path("..") / "shared" / "data"
 EXAMPLE_TABLE = Path("data") / "example_outcomes.csv"
 THRESHOLD = 0.6  # of the default rule, as in a pool that says nothing else
 MAX_ECE = 0.010
+PLANNER = "planner"  # in place of a table's name
 SHIPPED_TABLES = ("swebench_bash", "bfcl", "routerbench")  # what would be shipped is chosen anew in each fold
 DAY_0_AUC, DAY_0_ECE = 0.62, 0.10
 
@@ -209,16 +212,17 @@ def _tables(data: Path, only: Sequence[str]) -> dict[str, Path]:
     if not found:
         click.echo(f"no evaluation tables in {data}; measuring {EXAMPLE_TABLE} instead", err=True)
         found = {EXAMPLE_TABLE.stem: EXAMPLE_TABLE}
-    unknown = sorted(set(only) - {*found, DAY_0, NOVELTY})
+    further = (DAY_0, NOVELTY, PLANNER)
+    unknown = sorted(set(only) - {*found, *further})
     if unknown:
-        raise TableError("quality", [f"--only names {unknown}; there are {[*found, DAY_0, NOVELTY]}"])
+        raise TableError("quality", [f"--only names {unknown}; there are {[*found, *further]}"])
     return {name: path for name, path in found.items() if not only or name in only}
 
 
 @click.command(name="quality")
 @click.option("--data", type=click.Path(path_type=Path), default=EVALUATION_TABLES, show_default=True, help="Tables.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write all figures here.")
-@click.option("--only", multiple=True, metavar="TABLE", help="Only this table, day_0 or novelty.")
+@click.option("--only", multiple=True, metavar="TABLE", help="Only this table, day_0, novelty or planner.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of folds, fit and bootstrap.")
 @click.option("--resamples", type=int, default=1000, show_default=True, help="Resamples of the paired bootstrap.")
 def command(data: Path, out: Path | None, only: tuple[str, ...], seed: int, resamples: int) -> None:
@@ -234,8 +238,14 @@ def command(data: Path, out: Path | None, only: tuple[str, ...], seed: int, resa
         rows += quality_rows(measured)
         rows += promise_rows(name, measured.evaluation.judged, seed=seed)
         if name in SHIPPED_TABLES:
-            rows += shipped_rows(name, table, encoder, seed=seed, n_boot=resamples)
+            judged = measured.evaluation.judged
+            nested = nested_choice(table, judged, encoder, seed)
+            rows += shipped_rows(name, nested, judged, seed=seed, n_boot=resamples)
+            if name in PLAN_TARGETS:
+                rows += plan_rows(name, nested.judged, nested.dependence, shipped_in(nested.chosen), seed=seed)
         tables[name] = measured.to_dict()
+    if PLANNER in only or (not only and EXAMPLE_TABLE.stem not in tables):
+        rows += planner_rows(seed=seed)
     if NOVELTY in only or (not only and EXAMPLE_TABLE.stem not in tables):
         click.echo("measuring requests of one table on routers of another ...", err=True)
         rows += novelty_rows(
