@@ -83,6 +83,7 @@ def test_cascades() -> None:
     # failures taken for independent promise too much; learned to go together, they do not
     over = {label: names["promised"][label] - names["kept"][label] for label in names["promised"]}
     assert over["as if independent"] > 0.03 > 0.02 > abs(over["dependence learned"])
+    assert names["low"] < 0.0 < names["high"]  # of the latter, sessions resampled
     # rows: the verifier gets worse; columns: a failure gets dearer
     kind = names["kind"]
     assert (kind[:, 0] == 0).all() and (kind[0, -1], kind[-1, -1]) == (1, 3) and set(np.unique(kind)) == {0, 1, 2, 3}
