@@ -164,7 +164,7 @@ def test_train_ships_the_simpler_policy_and_says_so(
     router = Router.load(tmp_path / "a")
     p = router.predict_proba(["What is 2+2?", {"prompt": "Translate this.", "task": "translate"}])
     np.testing.assert_array_equal(p[0], p[1])
-    assert "probabilities are base rates" in router.predict("What is 2+2?").evidence.note
+    assert "that of the table of base rates" in router.predict("What is 2+2?").evidence.note
     assert manifest["router_version"].endswith(".base-rates") and "estimator.skops" in manifest["digests"]
 
 
