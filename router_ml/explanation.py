@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from router_ml.request import Candidate, Objective, PlanOption, RouteDecision
+from router_ml.request import Candidate, Objective, PlanOption, ReasonCode, RouteDecision
 
 
 class Flip(NamedTuple):
@@ -72,7 +72,8 @@ def _second(decision: RouteDecision, others: list[Candidate]) -> Candidate | Non
 
 def _flips(decision: RouteDecision, chosen: Candidate, others: list[Candidate]) -> list[Flip]:
     objective = decision.objective
-    if objective is None or objective.value is None:
+    # what is unlike the training data escalates at every threshold, and at every price but the smallest
+    if objective is None or objective.value is None or decision.reason.code is ReasonCode.UNLIKE:
         return []
     if decision.second_plan is not None:
         return _flips_of_plan(decision, decision.second_plan, objective)
@@ -187,7 +188,8 @@ def _trust(decision: RouteDecision) -> str:
         else "The probability is a prior, placed by relatives of this model and published results"
     )
     nearer = f"{evidence.novelty:.0%} of the training requests lie nearer to the training data"
-    return f"{basis}; {nearer}."
+    unlike = ", so it is unlike them" if evidence.unlike else ""
+    return f"{basis}; {nearer}{unlike}."
 
 
 def usd(amount: float) -> str:

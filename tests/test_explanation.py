@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from router_ml.explanation import explain
-from router_ml.request import RouteDecision, RouteRequest, VerifierSpec
+from router_ml.request import Reason, ReasonCode, RouteDecision, RouteRequest, VerifierSpec
 from router_ml.router import Router
 
 TEXT = "Prove that there are infinitely many primes, and say which step fails for twin primes."
@@ -83,3 +83,11 @@ def test_where_no_other_model_is_eligible_it_says_so(router: Router) -> None:
 def test_a_decision_of_an_older_version_is_explained_as_far_as_it_goes(router: Router) -> None:
     old = dataclasses.replace(decide(router), stages=(), second_plan=None, objective=None)
     assert explain(old).flips == () and old.model in explain(old).text
+
+
+def test_nothing_would_have_changed_what_escalates_for_being_unlike(router: Router) -> None:
+    decision = decide(router, min_quality=0.8)
+    reason = Reason(ReasonCode.UNLIKE, "the request is unlike the training data")
+    unlike = dataclasses.replace(decision, reason=reason, evidence=decision.evidence._replace(unlike=True))
+    explanation = explain(unlike)
+    assert explanation.flips == () and "so it is unlike them" in explanation.text

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from router_ml.errors import NoEligibleModelError, RequestError, RouterError
 from router_ml.policy import Choice, Live, Policy
 from router_ml.pool import Budgets, ModelPool, ModelSpec, Rule
-from router_ml.request import ReasonCode, RouteRequest, Trace
+from router_ml.request import ReasonCode, RouteRequest, Trace, VerifierSpec
 
 NAMES = ("a/small", "b/middle", "c/large", "d/home")
 SPECS = (
@@ -542,3 +542,10 @@ def test_an_unlike_request_goes_to_the_likeliest_where_the_escalation_model_is_n
 def test_a_budget_bounds_the_escalation_of_an_unlike_request() -> None:
     choice = decide(ask(budget_usd=0.04), unlike=True)
     assert (chosen(choice), choice.degraded) == ("b/middle", True)
+
+
+def test_a_checked_plan_that_ends_at_the_escalation_model_stands_for_unlike_requests() -> None:
+    checked = ask(verifier=VerifierSpec(0.95, 0.05))
+    usual, unlike = decide(checked), decide(checked, unlike=True)
+    assert usual.plan.models[-1] == NAMES.index("c/large")
+    assert unlike.plan == usual.plan and unlike.reason.code is not ReasonCode.UNLIKE

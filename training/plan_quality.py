@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from router_ml.dependence import Dependence
-from router_ml.plan import Candidates, Goal, Plan, Search, best_plans, shortlist
+from router_ml.plan import MAX_CANDIDATES, Candidates, Goal, Plan, Search, best_plans, shortlist
 from router_ml.request import VerifierSpec
 from training import brute_force
 from training.baselines import RandomMixture, out_of_fold
@@ -100,7 +100,9 @@ def plan_all(outcomes: Outcomes, verifier: VerifierSpec) -> list[list[Plan]]:
     out = []
     for p, c, fold in zip(outcomes.p.tolist(), outcomes.c.tolist(), outcomes.fold.tolist(), strict=True):
         candidates = Candidates(models, p, c, verifier, outcomes.dependence[fold])
-        search = Search(candidates.take(shortlist(candidates, Goal(), keep=(best,))))
+        if len(models) > MAX_CANDIDATES:
+            candidates = candidates.take(shortlist(candidates, Goal(), keep=(best,)))
+        search = Search(candidates)
         wanted = [Goal(min_quality=min(1.0, share * p[best])) for share in SHARES]
         held = [goal._replace(last_resort=best) for goal in wanted]
         out.append([search.best(goal).best for goal in [*held, *wanted, *prices]])
