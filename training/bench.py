@@ -29,14 +29,17 @@ from router_ml.artifact import ENCODER
 from router_ml.cli import run
 from router_ml.embedding import TOKENIZER_FILE
 from router_ml.errors import RouterError
+from router_ml.plan import Candidates, Goal, best_plans
 from router_ml.router import Router, bundled_router_path
 from router_ml.terminal import console, table_of
+from training.brute_force import Problem
 from training.simulate import World
 
 CALLS, WARM_UP = 2_000, 200
 P50_TARGETS_US = {20: 100.0, 200: 350.0, 2000: 900.0}
 TAIL_TARGET = 3.0  # p99 as a multiple of p50
 OVERHEAD_TOKENS, OVERHEAD_TARGET = 200, 1.6
+CANDIDATES = 10
 BATCH_REQUESTS, BATCH_WORDS = 10_000, 100
 STARTS = 5
 ROWS, MODELS_PER_REQUEST = 1_000_000, 2  # of five: a sparse table
@@ -125,13 +128,27 @@ def decisions(folder: Path) -> list[Figure]:
                 OVERHEAD_TARGET if tokens == OVERHEAD_TOKENS else None,
             ),
         ]  # fmt: skip
-    return figures
+    return [*figures, planning()]
+
+
+def planning() -> Figure:
+    """Time of a plan where answers are checked, beside the decision itself."""
+    problem = Problem.random(np.random.default_rng(0), CANDIDATES)
+    dependence, goal = problem.dependence, Goal(failure_cost_usd=0.5)
+    seconds = []
+    for _ in range(WARM_UP + CALLS):
+        start = time.perf_counter()
+        best_plans(Candidates(range(CANDIDATES), problem.p, problem.cost, problem.verifier, dependence), goal)
+        seconds.append(time.perf_counter() - start)
+    p50 = median(seconds[WARM_UP:]) * 1e6
+    return Figure(f"a plan of {CANDIDATES} candidates, p50", p50, "us", 300.0)
 
 
 def batch(folder: Path) -> list[Figure]:
     """Time of many decisions at once."""
     router = Router.load(folder)
-    texts = texts_of(BATCH_REQUESTS, BATCH_WORDS, lambda text: [word.end() for word in re.finditer(r"\S+", text)])
+    texts = texts_of(CANDIDATES = 10
+BATCH_REQUESTS, BATCH_WORDS, lambda text: [word.end() for word in re.finditer(r"\S+", text)])
     router.predict_batch(texts[:100])
     start = time.perf_counter()
     router.predict_batch(texts)

@@ -8,7 +8,6 @@ the best model's, with that model as the last resort or without.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from functools import partial
 import numpy as np
 
 from router_ml.dependence import Dependence
-from router_ml.plan import MAX_CANDIDATES, Candidates, Goal, Plan, Search, best_plans, shortlist
+from router_ml.plan import MAX_CANDIDATES, Candidates, Goal, Plan, Search, shortlist
 from router_ml.request import VerifierSpec
 from training import brute_force
 from training.baselines import RandomMixture, out_of_fold
@@ -226,23 +225,13 @@ def _points(choices: IntArray, outcomes: Outcomes) -> FloatArray:
 
 
 def planner_rows(n_problems: int = 1_000, seed: int = 0) -> Iterator[Row]:
-    """The planner against looking at every sequence one by one, and its speed."""
+    """The planner against looking at every sequence one by one."""
     rng = np.random.default_rng(seed)
     excess = [brute_force.excess_loss(Problem.random(rng, 3 + i % 3)) for i in range(n_problems)]
     yield Row(
         "planner", "loss above brute force, worst of random problems of 3 to 5 models", max(excess), "<= 0.0010",
         max(excess) <= 0.001, note=f"{n_problems:,} problems, three prices and one wanted quality each",
     )  # fmt: skip
-    problem = Problem.random(rng, 10)
-    dependence = problem.dependence
-    times = []
-    for _ in range(300):
-        started = time.perf_counter()
-        candidates = Candidates(range(10), problem.p, problem.cost, problem.verifier, dependence)
-        best_plans(candidates, Goal(failure_cost_usd=0.5))
-        times.append(time.perf_counter() - started)
-    micro = float(np.median(times[10:]) * 1e6)
-    yield Row("planner", "10 candidates, p50, microseconds", micro, "<= 300", micro <= 300.0)
 
 
 def _finite(value: float) -> float | None:
