@@ -147,8 +147,7 @@ def planning() -> Figure:
 def batch(folder: Path) -> list[Figure]:
     """Time of many decisions at once."""
     router = Router.load(folder)
-    texts = texts_of(CANDIDATES = 10
-BATCH_REQUESTS, BATCH_WORDS, lambda text: [word.end() for word in re.finditer(r"\S+", text)])
+    texts = texts_of(BATCH_REQUESTS, BATCH_WORDS, lambda text: [word.end() for word in re.finditer(r"\S+", text)])
     router.predict_batch(texts[:100])
     start = time.perf_counter()
     router.predict_batch(texts)
