@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from router_ml.classifier import SuccessClassifier, logit, sigmoid
+from router_ml.classifier import logit, sigmoid
 from router_ml.errors import PoolError
 from router_ml.pool import ModelPool, ModelSpec
 from training.ability import canonical_names, fit_abilities, load_facts
 from training.answer_length import fit_answer_length
 from training.bundled import PublicTable, SourceRow, day_0_figures, fit_bundled, leave_one_source_out
+from training.fitting import Fitted
 from training.placement import Placement, attenuate, place, place_length, placement_of
 from training.transfer import FIELDS, LEAST_SLOPE, REFERENCE, Source, TransferModel, fit_transfer
 
@@ -184,7 +185,7 @@ def test_a_placed_pool_counts_no_outcomes_and_serves_as_it_predicts(model: Trans
     source = _source("two", 2, 50)
     phi = model.request_map.transform(source.inputs)
     length = place_length(fit_answer_length([phi], [np.full(50, 100.0)], [np.ones(50)]), placements)
-    served = SuccessClassifier.from_estimators(model.request_map, success, length, source.inputs)
+    served = Fitted(model.request_map, success, length, source.inputs.astype(np.float32)).classifier()
     p, tokens, _ = served.predict(
         source.inputs[:, :N_FEATURES].astype(float), source.inputs[:, N_FEATURES:], [None] * 50
     )
