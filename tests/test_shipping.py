@@ -14,12 +14,13 @@ import pytest
 from router_ml.artifact import read_manifest
 from router_ml.classifier import SuccessClassifier
 from router_ml.router import Router
+from training.cost_quality import PairedDifference
 from training.cross_validation import cross_validate
 from training.fitting import default_encoder, fit, represent_table, success_rates, train_router
 from training.judging import Judged
 from training.outcome_table import OutcomeTable, write_table
 from training.shipped_quality import Nested, nested_choice, shipped_rows
-from training.shipping import choose_policy, compare_policies, simpler_policies
+from training.shipping import Difference, choose_policy, compare_policies, simpler_policies
 from training.simpler import BASE_RATES, PER_TASK_TABLE, ROUTER, SuccessRates
 from training.simulate import World
 from training.train import main
@@ -113,6 +114,26 @@ def test_better_probabilities_that_route_worse_do_not_beat(judged: Judged) -> No
     worse = dataclasses.replace(judged, p=flipped, c=np.ones_like(judged.c))
     found = compare_policies(worse, dataclasses.replace(worse, p=np.full_like(flipped, 0.99)))
     assert found.brier < 0 and found.area is not None and found.area.difference < 0 and not found.beats
+
+
+def difference(brier: float, area: float) -> Difference:
+    return Difference(brier, 0.001, 100, PairedDifference(area, area - 0.1, area + 0.1, 0.5, 10, 100))
+
+
+@pytest.mark.parametrize(("router_over_base", "policy"), [(-0.01, ROUTER), (-0.001, BASE_RATES)])
+def test_where_the_table_routes_worse_than_base_rates_the_router_ships_only_if_it_beats_those(
+    judged: Judged, monkeypatch: pytest.MonkeyPatch, router_over_base: float, policy: str
+) -> None:
+    table, router = (dataclasses.replace(judged, p=judged.p.copy()) for _ in range(2))
+    found = {
+        (id(table), id(judged)): difference(-0.01, -0.02), (id(router), id(table)): difference(0.0, 0.01),
+        (id(router), id(judged)): difference(router_over_base, 0.0),
+    }  # fmt: skip
+    monkeypatch.setattr("training.shipping.compare_policies", lambda a, b, **_: found[id(a), id(b)])
+    shipped = choose_policy({BASE_RATES: judged, PER_TASK_TABLE: table, ROUTER: router})
+    assert shipped.policy == policy
+    assert shipped.why.startswith(f"the {'router beats' if policy == ROUTER else 'table of base rates is not beaten'}")
+    assert policy == ROUTER or "the per-task table, which beats it, routes worse" in shipped.why
 
 
 def test_without_prices_the_brier_score_alone_decides(table: OutcomeTable) -> None:

@@ -2,8 +2,9 @@
 
 One policy *beats* another if its probabilities are better (Brier score, a proper score) and its choices are not worse
 (area under the cost-quality hull, where choices can be priced), each with ``CONFIDENCE``. Shipped is the simplest
-policy that no other beats. The Brier score carries the burden of proof because it sees every outcome: a lead
-in area that is real takes several times as many requests to show (docs/LOG.md).
+policy that no other beats, but no table by task that routes worse than the base rates. The Brier score carries the
+burden of proof because it sees every outcome: a lead in area that is real takes several times as many requests to show
+(docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -86,10 +87,13 @@ def choose_policy(judged: Mapping[str, Judged], *, n_boot: int = 200, seed: int 
         for a in there[i + 1 :]
     }
     unbeaten = [b for b in there if not any(found.beats for (_, other), found in pairs.items() if other == b)]
-    policy = unbeaten[0]
-    if policy == PER_TASK_TABLE and _loses_area(pairs.get((PER_TASK_TABLE, BASE_RATES))):
-        policy = ROUTER  # it beats the base rates; the table, which it cannot beat, routes worse than those
-    return Shipped(policy, _why(policy, pairs), pairs)
+    policy, why = unbeaten[0], ""
+    if policy == PER_TASK_TABLE and _loses_area(found := pairs[PER_TASK_TABLE, BASE_RATES]):
+        if ROUTER in judged and pairs[ROUTER, BASE_RATES].beats:
+            policy = ROUTER
+        else:
+            policy, why = BASE_RATES, f"; the per-task table, which beats it, routes worse ({found})"
+    return Shipped(policy, _why(policy, pairs) + why, pairs)
 
 
 def compare_policies(a: Judged, b: Judged, *, n_boot: int = 200, seed: int = 0) -> Difference:
@@ -140,8 +144,8 @@ def _brier_difference(a: Judged, b: Judged) -> tuple[float, float]:
     return mean, float(np.sqrt(spread) / max(count.sum(), 1.0))
 
 
-def _loses_area(found: Difference | None) -> bool:
-    return found is not None and found.area is not None and found.area.difference < 0
+def _loses_area(found: Difference) -> bool:
+    return found.area is not None and found.area.difference < 0
 
 
 def _why(policy: str, pairs: Mapping[tuple[str, str], Difference]) -> str:
