@@ -12,6 +12,7 @@ import pytest
 
 from router_ml import artifact
 from router_ml.errors import TableError
+from router_ml.pool import Budgets
 from router_ml.router import Router
 from training.comparison import REFUSED, DefaultRule
 from training.evaluate import main
@@ -157,6 +158,16 @@ def test_requests_that_no_model_may_take_are_counted_as_refused(router_path: Pat
     assert report["router"]["n_refused"] == refused
     rows = np.flatnonzero(judged.chosen != REFUSED)
     assert report["router"]["quality"] == pytest.approx(judged.score[rows, judged.chosen[rows]].sum() / 150)
+
+
+def test_requests_that_a_budget_refuses_are_counted_as_refused(router_path: Path, unseen: OutcomeTable) -> None:
+    router = Router.load(router_path)
+    dear = router.predict_cost(list(unseen.prompts))[:, router.models.index(router.pool.escalation_model)]
+    budgets = Budgets(per_request_usd=float(np.median(dear)), on_exceeded="refuse")
+    strict = router.with_pool(dataclasses.replace(router.pool, budgets=budgets, confidence_threshold=1.0))
+    judged = judge_router(strict, unseen)
+    assert judged.chosen is not None and 0 < int((judged.chosen == REFUSED).sum()) < 150
+    assert np.isfinite(judged.p).all() and np.isfinite(judged.c).all()
 
 
 def test_success_is_what_the_pool_says_it_is(router_path: Path, unseen: OutcomeTable) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from router_ml.errors import NoEligibleModelError, TableError
+from router_ml.errors import BudgetExceededError, NoEligibleModelError, TableError
 from router_ml.features import FEATURE_NAMES
 from router_ml.request import RouteRequest, read_trace
 from router_ml.router import Reading, Router
@@ -144,7 +144,7 @@ def _decide(router: Router, readings: Iterable[Reading]) -> tuple[FloatArray, Fl
     for reading in readings:
         try:
             decision = router.decide(reading)
-        except NoEligibleModelError:
+        except (NoEligibleModelError, BudgetExceededError):
             p.append(reading.p)
             c.append(reading.cost)
             eligible.append([False] * len(router.models))
