@@ -157,7 +157,7 @@ def _shape(manifest: dict[str, Any]) -> dict[str, bool]:
         "evidence": isinstance(evidence, dict) and evidence.get("kind", "measured") in tuple(EVIDENCE),
         "dependence": _is_dependence(manifest.get("dependence", {})),
         "promise": "promise" not in manifest or _is_promise(manifest["promise"]),
-        "shipped": isinstance(manifest.get("shipped", {}), dict),
+        "shipped": "shipped" not in manifest or _is_shipped(manifest["shipped"]),
         "unlike": "unlike" not in manifest or _is_unlike(manifest["unlike"]),
         "turns_to_come": "turns_to_come" not in manifest or is_turns_entry(manifest["turns_to_come"]),
     }
@@ -174,15 +174,33 @@ def _is_promise(value: Any) -> bool:
     """What ``train --target-quality`` promised; ``router-ml promises`` reads it."""
     return (
         isinstance(value, dict)
-        and all(isinstance(value.get(key), float) for key in ("target_quality", "confidence", "threshold"))
+        and all(_is_share(value.get(key)) for key in ("target_quality", "confidence"))
         and isinstance(value.get("escalation_model"), str)
-        and isinstance(value.get("promised"), bool)
+        and isinstance(value.get("by_task", {}), dict)
+        and all(_is_part(part) for part in (value, *value.get("by_task", {}).values()))
     )
 
 
+def _is_part(value: Any) -> bool:
+    """A promise of all requests, or of those of one task."""
+    return (
+        isinstance(value, dict)
+        and all(_is_share(value.get(key)) for key in ("threshold", *(("level",) if "level" in value else ())))
+        and isinstance(value.get("promised"), bool)
+        and isinstance(value.get("reason"), str)
+    )
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, float) and 0.0 <= value <= 1.0
+
+
+def _is_shipped(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("policy", "why"))
+
+
 def _is_unlike(value: Any) -> bool:
-    rate = value.get("rate") if isinstance(value, dict) else None
-    return isinstance(rate, float) and 0.0 <= rate < 1.0
+    return isinstance(value, dict) and _is_share(value.get("rate")) and value["rate"] < 1.0
 
 
 def _is_names(value: Any) -> bool:

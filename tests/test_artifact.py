@@ -209,8 +209,9 @@ def test_evidence_of_another_form_is_an_artifact_error(folder: Path, evidence: A
 
 
 @pytest.mark.parametrize(
-    "entry", [{"unlike": 0.05}, {"unlike": {}}, {"unlike": {"rate": 1.5}}, {"unlike": {"rate": True}}, {"shipped": "x"}]
-)
+    "entry", [{"unlike": 0.05}, {"unlike": {}}, {"unlike": {"rate": 1.5}}, {"unlike": {"rate": True}}, {"shipped": "x"},
+              {"shipped": {"policy": 1, "why": ""}}, {"shipped": {}}],
+)  # fmt: skip
 def test_optional_entries_of_another_form_are_an_artifact_error(folder: Path, entry: dict[str, Any]) -> None:
     edit_json(folder / MANIFEST, lambda manifest: manifest.update(entry))
     assert_refused(folder, match=next(iter(entry)))

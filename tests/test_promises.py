@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 from router_ml import artifact
 from router_ml.artifact import read_manifest
 from router_ml.errors import ArtifactError, TableError
-from router_ml.pool import ModelPool, Rule
+from router_ml.failure_cost import FailureCost
+from router_ml.pool import ModelPool, ModelSpec, Rule
+from router_ml.request import ABILITIES
 from router_ml.router import Router
 from training import promises
 from training.cost_quality import cheapest_likely
+from training.evaluation import evaluate_router
 from training.fitting import default_encoder, fit, pool_from_table, represent_table, train_router
 from training.judging import judge_router
 from training.outcome_table import OutcomeTable, write_table
@@ -34,7 +37,7 @@ from training.promises import (
     promise_lines,
     settings_of,
 )
-from training.simulate import World
+from training.simulate import DEFAULT_MODELS, World
 from training.train import _training_run, main, train
 
 
@@ -198,6 +201,18 @@ def test_without_a_threshold_to_promise_everything_escalates_and_the_reason_says
     assert router.with_pool(pool).predict("What is 2+2?").model == pool.escalation_model
 
 
+def test_what_a_rule_decides_is_not_said_to_escalate(
+    router: Router, rest_and_kept: tuple[OutcomeTable, OutcomeTable]
+) -> None:
+    prices = (FailureCost(usd=0.0),)  # a failure costs nothing, so the cheapest model is called, whatever the threshold
+    careless = router.with_pool(dataclasses.replace(router.pool, failure_costs=prices))
+    _, promise = make_promise(careless, rest_and_kept[1], Target(0.9), cap=2)
+    assert not promise["promised"] and promise["quality"] < promise["escalation_quality"]
+    assert "everything that no rule of the pool decides escalates" in promise["reason"]
+    with pytest.raises(TableError, match="a threshold of a task overrides failure_costs"):
+        make_promise(careless, rest_and_kept[1], Target(0.9, by_task=True), cap=2)
+
+
 def test_more_rows_are_not_asked_for_where_they_would_not_help(
     router: Router, rest_and_kept: tuple[OutcomeTable, OutcomeTable]
 ) -> None:
@@ -287,7 +302,8 @@ def test_the_router_that_is_saved_is_the_one_that_was_judged_and_saw_none_of_the
     router = train_router(rest, tmp_path / "before", pool=pool_from_table(rest), encoder=encoder)
     evaluation, saved = train(few, tmp_path / "a", pool=None, encoder=encoder, target=Target(0.8))
     promise = saved.manifest["promise"]
-    assert promise == make_promise(router, kept, Target(0.8), cap=promise["group_cap"])[1]
+    wanted = make_promise(router, kept, Target(0.8), cap=promise["group_cap"])[1]
+    assert promise == {**wanted, "table_fingerprint": few.fingerprint()}
     assert saved.manifest["training"]["data_fingerprint"] == rest.fingerprint()
     assert saved.pool == dataclasses.replace(router.pool, confidence_threshold=promise["threshold"])
     asked = ["What is 2+2?", "Prove that there are infinitely many primes."]
@@ -296,6 +312,28 @@ def test_the_router_that_is_saved_is_the_one_that_was_judged_and_saw_none_of_the
     assert run.params["target_quality"] == 0.8 and run.params["promised"] == promise["promised"]
     assert run.metrics["promise_threshold"] == promise["threshold"]
     assert run.metrics["promise_quality"] == promise["quality"]
+    for seen in (few, rest):  # the threshold was chosen on what the router was not fitted on
+        assert evaluate_router(saved, seen, n_boot=5).to_dict()["trained_on_this_table"] is True
+    _, other = train(few, tmp_path / "b", pool=None, encoder=encoder, target=Target(0.7))
+    assert saved.manifest["training"]["data_fingerprint"] == other.manifest["training"]["data_fingerprint"]
+    assert saved.manifest["router_version"] != other.manifest["router_version"]  # a log must tell the two apart
+
+
+def test_token_factors_are_the_tables_also_where_something_is_promised(
+    table: OutcomeTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.train.RESAMPLES", 5)
+    specs = tuple(
+        ModelSpec(model.name, model.input_usd_per_mtok, model.output_usd_per_mtok, abilities=ABILITIES)
+        for model in DEFAULT_MODELS
+    )
+    few = table.select_requests(np.arange(200))
+    more = dataclasses.replace(few, input_tokens=few.input_tokens * 1.25, turns=np.ones(few.n_rows))
+    pool = ModelPool(specs, escalation_model="acme/large")
+    _, saved = train(more, tmp_path / "a", pool=pool, encoder=default_encoder(), target=Target(0.8))
+    assert {spec.token_factor for spec in saved.pool.models} == {1.25}
+    notes = saved.manifest["training"]["notes"]
+    assert len(notes) == 5 and all("from the table" in note for note in notes)
 
 
 def test_the_command_says_and_saves_what_is_promised(
@@ -319,10 +357,18 @@ def test_the_command_says_and_saves_what_is_promised(
     assert "cannot say what another model would have done" in capsys.readouterr().err and not out.exists()
 
 
+PROMISE = {
+    "target_quality": 0.9, "confidence": 0.9, "threshold": 1.0, "escalation_model": "m", "promised": True, "reason": "",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "promise",
-    [None, [], {"target_quality": 0.9}, {"target_quality": "0.9", "confidence": 0.9, "threshold": 1.0,
-                                         "escalation_model": "m", "promised": True}],
+    [
+        None, [], {"target_quality": 0.9}, PROMISE | {"target_quality": "0.9"}, PROMISE | {"target_quality": math.nan},
+        PROMISE | {"confidence": 1.5}, PROMISE | {"level": "x"}, PROMISE | {"reason": None}, PROMISE | {"by_task": []},
+        PROMISE | {"by_task": {"math": 0.7}}, PROMISE | {"by_task": {"math": {"threshold": 0.7}}},
+    ],
 )  # fmt: skip
 def test_an_artifact_with_a_promise_that_is_none_is_refused(router_path: Path, tmp_path: Path, promise: object) -> None:
     parts = artifact.load(router_path)

@@ -120,12 +120,14 @@ def evaluate_router(
     :raises TableError: if they share no model.
     """
     judged = judge_router(router, table)
-    training = router.manifest.get("training", {})
+    training, promise = router.manifest.get("training", {}), router.manifest.get("promise", {})
+    # with a promise, the router was fitted on one part of a table and its threshold chosen on the other
+    trained_on = training.get("data_fingerprint"), promise.get("table_fingerprint")
     facts = {
         "router_version": router.manifest["router_version"],
         "models_only_in_router": [name for name in router.models if name not in judged.models],
         "models_only_in_table": [name for name in table.models if name not in judged.models],
-        "trained_on_this_table": training.get("data_fingerprint") == table.fingerprint(),
+        "trained_on_this_table": table.fingerprint() in trained_on,
     }
     rule = default_rule(router)
     return evaluate(judged, rule, facts=facts, failure_cost_usd=failure_cost_usd, n_boot=n_boot, seed=seed)

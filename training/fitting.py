@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -285,7 +287,7 @@ def save_router(
     out_dir: str | Path, fitted: Fitted, pool: ModelPool, encoder: Encoder, cost_unit: str, extra: dict[str, Any],
     classifier: SuccessClassifier | None = None,
 ) -> None:  # fmt: skip
-    """Write an artifact. Its version names code, data and shipped policy: the same of all, the same version.
+    """Write an artifact. Its version names code, data, shipped policy and promise: the same of all, the same version.
 
     :param classifier: what serves; the fitted estimators are kept in full beside it. None: made from them.
     """
@@ -295,6 +297,8 @@ def save_router(
     fingerprint = str(extra.get("training", {}).get("data_fingerprint", ""))
     policy = extra.get("shipped", {}).get("policy", ROUTER)
     suffix = "" if policy == ROUTER else f".{policy.replace('_', '-')}"
+    if (promise := extra.get("promise")) is not None:  # a log must tell decisions of one promise from another's
+        suffix += f".promise-{hashlib.sha256(json.dumps(promise, sort_keys=True).encode()).hexdigest()[:8]}"
     artifact.save(
         out_dir, pool=pool, classifier=classifier or fitted.classifier(), encoder=encoder, cost_unit=cost_unit,
         router_version=f"{router_ml.__version__}+{fingerprint[:12] or 'unnamed'}{suffix}",

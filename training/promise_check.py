@@ -45,12 +45,15 @@ FEWEST_EXPLORED = 10  # times that exploration took the escalation model: each w
 CHOOSING = (
     "min_quality", "failure_cost_usd", "pin", "allow", "deny", "require", "local_only", "budget_usd", "max_latency_s",
     "verifier",
-)  # fmt: skip  # limits of a request by which something else than the threshold may decide
-BY_THRESHOLD = (ReasonCode.CHEAPEST_LIKELY, ReasonCode.LOW_CONFIDENCE, ReasonCode.RULE, ReasonCode.EXPLORATION)
+)  # fmt: skip  # limits of a request by which something else than the pool may decide
+BY_POOL = (  # what decided the requests that the promise was made on: the threshold and the pool's own rules
+    ReasonCode.CHEAPEST_LIKELY, ReasonCode.LOW_CONFIDENCE, ReasonCode.UNLIKE, ReasonCode.LOWEST_EXPECTED_LOSS,
+    ReasonCode.RULE, ReasonCode.EXPLORATION,
+)  # fmt: skip
 
 NO_LABEL = "no score, no verdict and no check of the answer"
 OTHER_ROUTER = "decided by another router version, or imported"
-OTHER_REASONS = "not the threshold but a price, a plan, a budget or a limit of the request decided, or may have"
+OTHER_REASONS = "a limit of the request, a plan or a budget decided, or may have"
 NOT_ELIGIBLE = "the escalation model could not take the request"
 
 
@@ -109,7 +112,7 @@ class Check:
 def read_log(
     log: OutcomeLog, router_version: str, escalation: str, since: float | None = None, until: float | None = None
 ) -> tuple[list[Seen], dict[str, int]]:
-    """Labelled decisions that the threshold made, and how many were left out, by reason.
+    """Labelled decisions that the threshold or a rule of the pool made, and how many were left out, by reason.
 
     :raises OutcomeLogError: if the log cannot be read.
     """
@@ -128,7 +131,7 @@ def _seen(decision: LoggedDecision, router_version: str, escalation: str) -> See
     if decision.source == IMPORT or decision.router_version != router_version or decision.model is None:
         return OTHER_ROUTER
     limited = any(name in decision.limits for name in CHOOSING)
-    if limited or decision.degraded or decision.reason_code not in BY_THRESHOLD:
+    if limited or decision.degraded or decision.reason_code not in BY_POOL:
         return OTHER_REASONS
     candidate = next((one for one in decision.candidates if one.model == escalation), None)
     if candidate is None or candidate.excluded_by is not None or not decision.propensity:

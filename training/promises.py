@@ -135,8 +135,12 @@ def make_promise(
 
     :param cap: see :func:`group_cap`.
     :return: the pool with the threshold, and what is promised, JSON-ready for the manifest.
-    :raises TableError: if the table cannot say what other models would have done on enough of the requests.
+    :raises TableError: if the table cannot say what other models would have done on enough of the requests, or a
+        threshold by task would override the pool's ``failure_costs``.
     """
+    if target.by_task and router.pool.failure_costs:
+        problem = "a threshold of a task overrides failure_costs of the pool, which would price nothing any more"
+        raise TableError("promise", [f"{problem}; leave out --promise-by-task, or failure_costs"])
     complete = _complete(router, kept)
     tasks = sorted({task for task in complete.task if task is not None}) if target.by_task else []
     still = dataclasses.replace(router.pool, exploration=0.0)  # what explores is not what is promised
@@ -243,7 +247,8 @@ def _facts(
         share = own.sum() / max(reference.sum(), 1e-300)
         reason = f"threshold {threshold:g}, chosen on {on} that were not fitted on, where it kept {share:.1%}"
     else:
-        reason = f"no threshold could be shown to keep it on {on}: everything escalates; "
+        which = "everything" if np.allclose(own, reference) else "everything that no rule of the pool decides"
+        reason = f"no threshold could be shown to keep it on {on}: {which} escalates; "
         reason += _wanted(settings, group, target, level, cap)
     return {
         "promised": chosen > 0, "threshold": threshold, "n_requests": n, "n_groups": n_groups, "level": level,

@@ -102,7 +102,7 @@ def train(
     :return: the evaluation of what is shipped on held-out requests, and the saved router.
     :raises TableError: if the table is too small, or shares no model with the pool, or cannot carry a promise.
     """
-    promise, kept, cap = None, None, group_cap(table.group_codes)
+    promise, kept, whole, cap = None, None, table, group_cap(table.group_codes)
     if target is not None:
         table, kept = kept_apart(table, seed)
     pool = pool if pool is not None else pool_from_table(table)
@@ -110,6 +110,7 @@ def train(
     shipped = _shipped(judged, ship, seed)
     if target is not None and kept is not None:
         pool, promise = _promised(table, kept, pool, encoder, seed, target, cap, shipped)
+        promise["table_fingerprint"] = whole.fingerprint()  # its figures on this table would be too good
         # another threshold, so other decisions
         judged, how = judge_held_out(table, pool=pool, encoder=encoder, seed=seed)
     rule = DefaultRule(pool.confidence_threshold, pool.escalation_model)
@@ -140,7 +141,9 @@ def _promised(
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "router"
         router = train_router(table, folder, pool=pool, encoder=encoder, seed=seed, shipped=shipped)
-    return make_promise(router, kept, target, cap=cap, seed=seed)
+    found, promise = make_promise(router, kept, target, cap=cap, seed=seed)
+    # of the router's pool only the thresholds: what else it has, such as token factors, training learns again
+    return replace(pool, confidence_threshold=found.confidence_threshold, tasks=found.tasks), promise
 
 
 def _target(quality: float | None, confidence: float | None, by_task: bool) -> Target | None:
