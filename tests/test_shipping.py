@@ -116,6 +116,19 @@ def test_better_probabilities_that_route_worse_do_not_beat(judged: Judged) -> No
     assert found.brier < 0 and found.area is not None and found.area.difference < 0 and not found.beats
 
 
+def test_the_area_leaves_out_requests_of_several_calls_where_one_call_is_what_was_predicted(judged: Judged) -> None:
+    other = dataclasses.replace(judged, p=np.full_like(judged.p, 0.5))
+    several = np.zeros_like(judged.score, dtype=bool)
+    several[:50, 0] = True
+    found = []
+    for factor in (1.0, 1000.0):  # an agent's run may cost any number of calls
+        cost = np.where(several.any(axis=1)[:, None], factor * judged.cost, judged.cost)
+        pair = [dataclasses.replace(one, cost=cost, several_calls=several) for one in (judged, other)]
+        found.append(compare_policies(*pair, n_boot=5))
+    assert found[0] == found[1] and found[0].n == 400
+    assert found[0].area is not None and found[0].area.n == 350 and str(found[0]).endswith(" of 350, n = 400")
+
+
 def difference(brier: float, area: float) -> Difference:
     return Difference(brier, 0.001, 100, PairedDifference(area, area - 0.1, area + 0.1, 0.5, 10, 100))
 

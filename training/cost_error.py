@@ -37,7 +37,7 @@ def cost_error(judged: Judged, fold: IntArray, *, n_boot: int = 1000, seed: int 
     :param fold: (n,) at least two folds, groups kept together.
     :return: a row over all models and one per priced model, each with ``n`` outcomes; None without any cost.
     """
-    cost = judged.cost if judged.several_calls is None else np.where(judged.several_calls, np.nan, judged.cost)
+    cost = judged.cost_as_predicted
     known = ~np.isnan(cost)
     if not known.any() or np.unique(fold).size < 2:
         return None

@@ -50,6 +50,11 @@ class Judged:
     eligible: BoolArray | None = None
     several_calls: BoolArray | None = None
 
+    @property
+    def cost_as_predicted(self) -> FloatArray:
+        """``cost`` where it is of what ``c`` predicts, NaN where it is of several calls and ``c`` of one."""
+        return self.cost if self.several_calls is None else np.where(self.several_calls, np.nan, self.cost)
+
     @classmethod
     def concat(cls, parts: Sequence[Judged]) -> Judged:
         """Parts judged by different routers, such as those of cross-validation, as one; each part is a fold."""

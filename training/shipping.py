@@ -58,6 +58,7 @@ class Difference(NamedTuple):
         text = f"Brier score {self.brier:+.4f} [{low:+.4f}, {high:+.4f}]"
         if self.area is not None:
             text += f", area {self.area.difference:+.4f} [{self.area.low:+.4f}, {self.area.high:+.4f}]"
+            text += f" of {self.area.n:,}" if self.area.n != self.n else ""
         return f"{text}, n = {self.n:,}"
 
 
@@ -95,9 +96,12 @@ def choose_policy(judged: Mapping[str, Judged], *, n_boot: int = 200, seed: int 
 
 
 def compare_policies(a: Judged, b: Judged, *, n_boot: int = 200, seed: int = 0) -> Difference:
-    """Paired difference between two policies on the same rows."""
+    """Paired difference between two policies on the same rows.
+
+    Choices weigh predicted costs, so the area leaves out requests whose cost is not what was predicted.
+    """
     brier, error = _brier_difference(a, b)
-    rows, priced = complete_grid(a.score, a.cost)
+    rows, priced = complete_grid(a.score, a.cost_as_predicted)
     area = None
     if rows.any() and priced.sum() > 1:
         curves = [_curve(judged, priced) for judged in (a, b)]
@@ -126,7 +130,7 @@ def simpler_policies(judged: Judged) -> dict[str, Judged]:
 
 def _curve(judged: Judged, priced: Any) -> CostQualityCurve:
     prediction = Prediction(judged.p[:, priced], judged.c[:, priced])
-    return prediction.curve(judged.score[:, priced], judged.cost[:, priced], judged.group)
+    return prediction.curve(judged.score[:, priced], judged.cost_as_predicted[:, priced], judged.group)
 
 
 def _brier_difference(a: Judged, b: Judged) -> tuple[float, float]:
