@@ -28,7 +28,7 @@ MAX_STAGES = 4
 MAX_CANDIDATES = 12  # above, candidates that no clairvoyant would call are left out first
 ALL_STAGES = 5  # up to so many candidates, plans may call all of them
 _NOTHING_FITS = "no candidate is within the budget and the time of the goal"
-_TIE = 1e-6  # a probability is what was wanted up to the rounding of the table of ``dependence``
+TIE = 1e-6  # a probability is what was wanted up to the rounding of the table of ``dependence``
 
 
 class Goal(NamedTuple):
@@ -235,7 +235,7 @@ class Search:
         else:
             # with a perfect check every order of the same models is as likely: only its cost tells one from another
             likeliest = float((self.p_success - blocked).max())
-            value = np.where(self.p_success >= min(goal.min_quality, likeliest) - _TIE, self.cost + blocked, np.inf)
+            value = np.where(self.p_success >= min(goal.min_quality, likeliest) - TIE, self.cost + blocked, np.inf)
         least = int(np.argmin(value))
         return least if value.flat[least] < np.inf else None
 
