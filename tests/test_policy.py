@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from router_ml.errors import NoEligibleModelError, RequestError, RouterError
 from router_ml.policy import Choice, Live, Policy
-from router_ml.pool import Budgets, ModelPool, ModelSpec, Rule
+from router_ml.pool import Budgets, ModelPool, ModelSpec, Planning, Rule
 from router_ml.request import ReasonCode, RouteRequest, Trace, VerifierSpec
 
 NAMES = ("a/small", "b/middle", "c/large", "d/home")
@@ -573,6 +573,14 @@ def test_no_plan_that_is_told_of_goes_over_the_budget(price: float | None, budge
         assert all(sum(COST[i] + check for i in plan.models) <= budget + 1e-9 for plan in plans)
     wanted = decide(checked)
     assert choice.degraded == (choice.plan.models != wanted.plan.models)
+
+
+def test_the_second_plan_is_within_the_budget_too() -> None:
+    short = pool(plan=Planning(last_resort=False))
+    checked = ask(verifier=VerifierSpec(1.0, 0.0), min_quality=0.6, deny=["d/home"])
+    free, capped = decide(checked, of=short), decide(dataclasses.replace(checked, budget_usd=0.02), of=short)
+    assert free.second is not None and free.second.models[0] == 1  # for 0.03 USD
+    assert (capped.plan.models, capped.second, capped.degraded) == (free.plan.models, None, False)
 
 
 def test_a_check_that_nothing_leaves_money_for_does_not_make_a_choice_weaker() -> None:
