@@ -132,17 +132,10 @@ class Cascade:
     def _staged(self, run: Run) -> Steps[tuple[Given, bool | None]]:
         """Go through the plan until an answer is accepted or no stage is left; then the last answer is the answer."""
         answered: Given | None = None
-        plan = run.decision.plan
-        for stage, wanted in enumerate(plan):
-            rejected = run.failed.get(wanted) == REJECTED
-            if rejected and wanted not in plan[:stage]:
-                continue  # it has answered already, as the fallback of an earlier stage
-            if answered is not None and not self.live.affords(run, wanted):
-                continue
-            if rejected:
-                del run.failed[wanted]  # the plan calls it a second time
+        stage: int | None = 0
+        while stage is not None:
             try:
-                given = yield from self._answered(run, wanted, stage)
+                given = yield from self._answered(run, run.decision.plan[stage], stage)
             except (AttemptsFailedError, BudgetExceededError):
                 if answered is None:
                     raise
@@ -156,6 +149,7 @@ class Cascade:
             run.failed[given.model] = REJECTED
             if verdict is None or verdict.accepted:
                 return given, None if verdict is None else True
+            stage = self.live.next_stage(run, stage)
         assert answered is not None
         return answered, False
 

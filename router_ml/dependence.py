@@ -30,7 +30,9 @@ Array = NDArray[np.float64]
 DEFAULT_LOADING = 1.0
 DEFAULT_HOPELESS = 0.2
 MAX_LOADING = 10.0
-N_NODES = 7  # of z; with more, a plan's P(success) changes by less than 3e-4 for loadings up to 3.5
+# Of z. Against the exact integral, P(success) of the plans of random problems errs by 4e-6 in the median and .001 at
+# worst, P(two models fail) by up to .0025, for loadings up to 3.5.
+N_NODES = 7
 _CELLS = 256  # of the table over P(success)
 _REACH = 8.0  # Phi is 0 or 1 beyond, to double precision
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+from router_ml.plan import TIE
 from router_ml.request import Candidate, Objective, PlanOption, ReasonCode, RouteDecision
 
 
 class Flip(NamedTuple):
     """What would have changed the decision.
 
-    :param what: "threshold", "failure_cost_usd" (the price of a failure), or "expected_cost_usd" (of what was chosen).
+    :param what: "threshold", "failure_cost_usd" (the price of a failure), or "expected_cost_usd" (of what was chosen;
+        of a plan, if all plans that begin with its model cost as much more).
     :param value: of it, from which on the request would have gone elsewhere. :param to: to which model first.
     """
 
@@ -72,8 +74,11 @@ def _second(decision: RouteDecision, others: list[Candidate]) -> Candidate | Non
 
 def _flips(decision: RouteDecision, chosen: Candidate, others: list[Candidate]) -> list[Flip]:
     objective = decision.objective
-    # what is unlike the training data escalates at every threshold, and at every price but the smallest
-    if objective is None or objective.value is None or decision.reason.code is ReasonCode.UNLIKE:
+    # what is unlike the training data escalates at every threshold, and at every price but the smallest; what was
+    # drawn at random could have gone anywhere
+    if objective is None or objective.value is None:
+        return []
+    if decision.reason.code in (ReasonCode.UNLIKE, ReasonCode.EXPLORATION):
         return []
     if decision.second_plan is not None:
         return _flips_of_plan(decision, decision.second_plan, objective)
@@ -85,14 +90,16 @@ def _flips(decision: RouteDecision, chosen: Candidate, others: list[Candidate]) 
 
 
 def _flips_of_plan(decision: RouteDecision, second: PlanOption, objective: Objective) -> list[Flip]:
-    to = second.models[0]
+    """From which expected cost on the second is better.
+
+    A price of a failure at which the second is better is no flip: a third plan may be best there, and often is.
+    """
+    value, away = objective.value or 0.0, second.expected_cost_usd - decision.expected_cost_usd
     if objective.kind == "failure_cost":
-        gain = second.p_success - decision.plan_confidence
-        at = (second.expected_cost_usd - decision.expected_cost_usd) / gain if gain else 0.0
-        return [Flip("failure_cost_usd", at, to)] if at > 0.0 else []
-    if second.expected_cost_usd > decision.expected_cost_usd and second.p_success >= (objective.value or 0.0) - 1e-9:
-        return [Flip("expected_cost_usd", second.expected_cost_usd, to)]
-    return []
+        away += (decision.plan_confidence - second.p_success) * value
+    elif second.p_success < value - TIE:  # not likely enough at any cost
+        return []
+    return [Flip("expected_cost_usd", decision.expected_cost_usd + away, second.models[0])] if away > 0.0 else []
 
 
 def _flips_of_price(chosen: Candidate, others: list[Candidate], price: float) -> list[Flip]:

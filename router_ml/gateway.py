@@ -254,8 +254,10 @@ class Gateway:
                 break
             exchange.failed[attempt.model] = REJECTED
             plan = exchange.decision.plan
-            stage = next((i for i, model in enumerate(plan) if model not in exchange.failed), None)
-            if stage is None or not self.live.affords(exchange, plan[stage]):
+            stage = self.live.next_stage(exchange, exchange.stage)
+            while stage is not None and plan[stage] in exchange.failed:
+                stage = self.live.next_stage(exchange, stage)
+            if stage is None:
                 break
             try:
                 other = self._admitted(exchange, plan[stage])

@@ -181,10 +181,9 @@ class LiveRouter:
         return choose(self._live(failed, tags))
 
     def _makeshift(self, decision: RouteDecision) -> bool:
-        """Whether the request was to be escalated and not even the escalation model could be taken."""
-        escalation = self.router.pool.escalation_model
+        """Whether the request was to be escalated and not even the escalation model could be taken, at any stage."""
         escalated = decision.reason.code in (ReasonCode.LOW_CONFIDENCE, ReasonCode.UNLIKE)
-        return escalated and decision.model != escalation
+        return escalated and self.router.pool.escalation_model not in decision.plan
 
     def expected_cost(self, reading: Reading, model: str) -> float:
         """Expected US dollars of one call, less what the prompt cache of the conversation's model saves."""
@@ -244,6 +243,22 @@ class LiveRouter:
         if patient > timeout_s:
             return None
         return max(patient, self.rng.uniform(0.0, min(LONGEST_BACKOFF_S, BACKOFF_S * 2.0 ** (tries - 1))))
+
+    def next_stage(self, course: Course, stage: int) -> int | None:
+        """The stage to go on to now that the answer of this one was rejected; None if none is left.
+
+        A model that answered already, as the fallback of an earlier stage, is passed over, unless the plan calls it a
+        second time. So is what the budget does not afford any more.
+        """
+        plan = course.decision.plan
+        for following in range(stage + 1, len(plan)):
+            model = plan[following]
+            answered = course.failed.get(model) == REJECTED
+            if (not answered or model in plan[:following]) and self.affords(course, model):
+                if answered:
+                    del course.failed[model]
+                return following
+        return None
 
     def affords(self, course: Course, model: str) -> bool:
         """Whether the request's own budget, less what was spent on it so far, allows one more stage of the plan."""

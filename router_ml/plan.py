@@ -27,7 +27,8 @@ Ints = NDArray[np.intp]
 MAX_STAGES = 4
 MAX_CANDIDATES = 12  # above, candidates that no clairvoyant would call are left out first
 ALL_STAGES = 5  # up to so many candidates, plans may call all of them
-_TIE = 1e-6  # a probability is what was wanted up to the rounding of the table of ``dependence``
+_NOTHING_FITS = "no candidate is within the budget and the time of the goal"
+TIE = 1e-6  # a probability is what was wanted up to the rounding of the table of ``dependence``
 
 
 class Goal(NamedTuple):
@@ -35,7 +36,7 @@ class Goal(NamedTuple):
 
     :param failure_cost_usd: if given, the plan minimises expected cost plus this times the probability of failure.
     :param min_quality: else, it is the cheapest whose probability of success is at least this; or, if none reaches it,
-        the likeliest.
+        the likeliest, and of equally likely ones the cheapest.
     :param budget_usd: most that all stages together may be expected to cost. :param max_latency_s: or to take.
     :param last_resort: index in the pool of a model that every plan must hold, if it is a candidate and within budget
         and time, so that no rejected answer is the end before that one was asked. None: a plan ends where it is best.
@@ -124,6 +125,10 @@ def best_plans(
     :param first: index in the pool of the model that must be called first; None: any.
     :raises ValueError: if no single candidate is within the goal's budget and time.
     """
+    if len(candidates) > MAX_CANDIDATES:  # what cannot be called takes no place on the shortlist
+        candidates = candidates.take(_within_limits(candidates, goal))
+        if not len(candidates):
+            raise ValueError(_NOTHING_FITS)
     if len(candidates) > MAX_CANDIDATES:
         candidates = candidates.take(shortlist(candidates, goal, keep=(first, goal.last_resort)))
     return Search(candidates, max_stages).best(goal, first=first)
@@ -202,31 +207,37 @@ class Search:
 
     def best(self, goal: Goal, *, first: int | None = None) -> Plans:
         """The best plans for a goal; see ``best_plans``."""
-        value, opening = self.value(goal), self.sequences.first
+        blocked, opening = self.blocked(goal), self.sequences.first
         if first is not None:
-            value = np.where(opening == self.candidates.models.index(first), value, np.inf)
-        best = int(np.argmin(value))
-        if not value.flat[best] < np.inf:
-            raise ValueError("no candidate is within the budget and the time of the goal")
+            blocked = np.where(opening == self.candidates.models.index(first), blocked, np.inf)
+        best = self._least(goal, blocked)
+        if best is None:
+            raise ValueError(_NOTHING_FITS)
         if first is not None or len(self.candidates) == 1:
             return Plans(self.plan(best), None)
-        others = np.where(opening == opening.flat[best], np.inf, value)
-        second = int(np.argmin(others))
-        return Plans(self.plan(best), self.plan(second) if others.flat[second] < np.inf else None)
+        second = self._least(goal, np.where(opening == opening.flat[best], np.inf, blocked))
+        return Plans(self.plan(best), None if second is None else self.plan(second))
 
-    def value(self, goal: Goal) -> Array:
-        """What the best sequence has the least of; infinity where a sequence is not allowed."""
+    def blocked(self, goal: Goal) -> Array:
+        """Infinity where a sequence is not allowed, else 0."""
         blocked = self.sequences.blocked
-        for limit, each in ((goal.budget_usd, self.candidates.cost), (goal.max_latency_s, self.candidates.latency_s)):
-            if limit is not None:
-                blocked = np.where(self._worst(each) <= limit * (1.0 + 1e-9), blocked, np.inf)
+        for limit, each in _limits(self.candidates, goal):
+            blocked = np.where(self._worst(each) <= limit, blocked, np.inf)
         if goal.last_resort in self.candidates.models:
             holding = np.where(self.sequences.holds[self.candidates.models.index(goal.last_resort)], blocked, np.inf)
             blocked = holding if np.isfinite(holding.min()) else blocked
+        return blocked
+
+    def _least(self, goal: Goal, blocked: Array) -> int | None:
+        """Position of the best sequence that is not blocked; None if all are."""
         if goal.failure_cost_usd is not None:
-            return self.cost - goal.failure_cost_usd * self.p_success + blocked
-        enough = np.where(self.p_success >= goal.min_quality - _TIE, self.cost + blocked, np.inf)
-        return enough if np.isfinite(enough.min()) else blocked - self.p_success
+            value = self.cost - goal.failure_cost_usd * self.p_success + blocked
+        else:
+            # with a perfect check every order of the same models is as likely: only its cost tells one from another
+            likeliest = float((self.p_success - blocked).max())
+            value = np.where(self.p_success >= min(goal.min_quality, likeliest) - TIE, self.cost + blocked, np.inf)
+        least = int(np.argmin(value))
+        return least if value.flat[least] < np.inf else None
 
     def _worst(self, each: Array) -> Array:
         """Sum over all stages, called or not."""
@@ -279,6 +290,20 @@ def _letters(candidates: Candidates, retries: bool) -> tuple[Array, Array, Array
         np.vstack([right, same * right_though_rejected + (1.0 - same) * right]),
         np.vstack([rejected, same + (1.0 - same) * rejected]),
     )
+
+
+def _within_limits(candidates: Candidates, goal: Goal) -> list[int]:
+    """Positions of the candidates that the goal's budget and time allow to be called alone."""
+    fits = np.ones(len(candidates), dtype=bool)
+    for limit, each in _limits(candidates, goal):
+        fits &= each <= limit
+    return [int(i) for i in np.flatnonzero(fits)]
+
+
+def _limits(candidates: Candidates, goal: Goal) -> list[tuple[float, Array]]:
+    """Each limit of the goal, with what every candidate takes of it."""
+    pairs = ((goal.budget_usd, candidates.cost), (goal.max_latency_s, candidates.latency_s))
+    return [(limit * (1.0 + 1e-9), each) for limit, each in pairs if limit is not None]
 
 
 def shortlist(

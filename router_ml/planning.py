@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from router_ml.dependence import Dependence
-from router_ml.plan import Candidates, Goal, Plan, Plans, best_plans
+from router_ml.plan import TIE, Candidates, Goal, Plan, Plans, best_plans
 from router_ml.pool import ModelPool
 from router_ml.request import ReasonCode, VerifierSpec
 from router_ml.terms import Terms
@@ -79,7 +79,7 @@ class Planner:
             asked += f", that of {self.pool.escalation_model} alone"
         elif terms.threshold_rule:
             asked += f", asked by {terms.threshold_rule}"
-        if plan.p_success < goal.min_quality - 1e-6:
+        if plan.p_success < goal.min_quality - TIE:
             return ReasonCode.LOW_CONFIDENCE, (
                 f"no plan reaches a probability of success of {asked}; {name} is the likeliest ({plan.p_success:.3f})"
             )

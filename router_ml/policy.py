@@ -191,7 +191,7 @@ class Policy:
         plans = pick.planned.plans if pick.planned is not None else None
         return Choice(
             pick.model, pick.escalated, pick.degraded, Reason(pick.code, pick.text + note), tuple(excluded), latency,
-            propensity, threshold, cost, terms.pin is not None, self._objective(options),
+            propensity, threshold, cost, terms.pin is not None, self._objective(options, pick),
             plans.best if plans is not None else self._single(options, pick.model),
             plans.second if plans is not None else None,
         )  # fmt: skip
@@ -218,12 +218,12 @@ class Policy:
         escalated = model == self._escalation and planned.code is not ReasonCode.LOWEST_EXPECTED_LOSS
         return _Pick(model, planned.code, planned.text, escalated, planned=planned)
 
-    def _objective(self, options: _Options) -> Objective:
+    def _objective(self, options: _Options, pick: _Pick) -> Objective:
         if options.terms.pin is not None:
             return Objective("pinned", None)
         if options.terms.failure_cost_usd is not None:
             return Objective("failure_cost", options.terms.failure_cost_usd)
-        if options.verifier is not None:
+        if pick.planned is not None or (options.verifier is not None and pick.code is ReasonCode.UNLIKE):
             return Objective("min_quality", self._planner.goal(options.terms, options.p, None).min_quality)
         return Objective("threshold", options.threshold)
 
@@ -299,24 +299,34 @@ class Policy:
     def _within_cap(self, options: _Options, wanted: _Pick) -> _Pick:
         """The wanted choice, or a weaker one where a cap forbids it: no plan may cost more if it comes to the worst."""
         cap, p, cost = options.cap, options.p, options.cost
-        if cap is None:
+        if cap is None or self._fits(options, wanted, cap):
             return wanted
-        stages = (wanted.model,) if wanted.planned is None else wanted.planned.plan.models
-        check = 0.0 if options.verifier is None or len(stages) == 1 else options.verifier.cost_usd
-        if wanted.model in options.affordable and sum(cost[i] + check for i in stages) <= cap.left_usd:
-            return wanted
-        if wanted.model not in options.affordable and self.pool.budgets.on_exceeded == "refuse":
+        allowed = wanted.model in options.affordable
+        if not allowed and self.pool.budgets.on_exceeded == "refuse":
             raise BudgetExceededError(*cap, cost[wanted.model])
-        name = self._names[wanted.model] if wanted.planned is None else self._planner.text(wanted.planned.plan)
+        before = None if wanted.planned is None else wanted.planned.plan
+        name = self._names[wanted.model] if before is None else self._planner.text(before)
         if options.verifier is not None and (planned := self._plan(options, options.affordable)) is not None:
+            if before is not None and planned.plan.models == before.models:  # only the second went over
+                return wanted._replace(planned=planned)
             text = f"{name} was wanted but may go over budget; within it {self._planner.text(planned.plan)} is best"
             return _Pick(planned.plan.models[0], ReasonCode.BUDGET, text, degraded=True, planned=planned)
+        if allowed and before is not None and len(before.models) == 1:
+            return wanted  # no model leaves enough for the check of its answer
         model = max(options.affordable, key=lambda i: (p[i], -cost[i]))
         text = (
             f"{name} was wanted but is over budget; of the models within it "
             f"{self._names[model]} is the likeliest to succeed ({p[model]:.3f})"
         )
         return _Pick(model, ReasonCode.BUDGET, text, degraded=True)
+
+    def _fits(self, options: _Options, wanted: _Pick, cap: Cap) -> bool:
+        """Whether the choice, and the plan that is told of as second, stay within the cap at their worst."""
+        if wanted.planned is None or options.verifier is None:
+            return wanted.model in options.affordable
+        check = options.verifier.cost_usd
+        plans = [plan for plan in wanted.planned.plans if plan is not None]
+        return all(sum(options.cost[i] + check for i in plan.models) <= cap.left_usd for plan in plans)
 
     def _explore(self, options: _Options, greedy: _Pick, rng: random.Random) -> tuple[_Pick, float]:
         """Epsilon-greedy choice and its propensity: the mixture of the uniform and the greedy policy."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from router_ml.explanation import explain
+from router_ml.explanation import explain, usd
 from router_ml.request import Reason, ReasonCode, RouteDecision, RouteRequest, VerifierSpec
 from router_ml.router import Router
 
@@ -71,6 +71,35 @@ def test_a_plan_is_told_stage_by_stage_with_the_best_other(router: Router, limit
         assert f"{stage.model} is called in {stage.p_reached:.0%} of such cases" in explanation.text
     assert ", then ".join(decision.second_plan.models) in explanation.text
     assert explanation.second is not None and explanation.second.model == decision.second_plan.models[0]
+
+
+@pytest.mark.parametrize("limits", [{}, {"failure_cost_usd": 0.3}, {"failure_cost_usd": 2.0}])
+def test_a_plan_would_have_begun_elsewhere_if_it_cost_what_the_best_other_is_ahead_of(
+    router: Router, limits: dict[str, Any]
+) -> None:
+    decision = decide(router, verifier=VerifierSpec(0.9, 0.2, cost_usd=0.0005), **limits)
+    (flip,) = explain(decision).flips
+    assert flip.what == "expected_cost_usd" and flip.to != decision.model
+    assert f"if what was chosen cost {usd(flip.value)} or more" in explain(decision).text
+    price = limits.get("failure_cost_usd", 0.0)
+
+    def loss(cost: float, p: float) -> float:
+        return cost + (1.0 - p) * price
+
+    second = decision.second_plan
+    assert second is not None and flip.to == second.models[0]
+    ahead = loss(second.expected_cost_usd, second.p_success) - loss(
+        decision.expected_cost_usd, decision.plan_confidence
+    )
+    assert flip.value - decision.expected_cost_usd == pytest.approx(ahead)
+
+
+@pytest.mark.parametrize("limits", [{}, {"failure_cost_usd": 0.05}])
+def test_nothing_would_have_changed_what_was_drawn_at_random(router: Router, limits: dict[str, Any]) -> None:
+    curious = router.with_pool(dataclasses.replace(router.pool, exploration=1.0))
+    decisions = [decide(curious, **limits) for _ in range(20)]
+    drawn = [decision for decision in decisions if decision.reason.code is ReasonCode.EXPLORATION]
+    assert drawn and all(explain(decision).flips == () for decision in drawn)
 
 
 def test_where_no_other_model_is_eligible_it_says_so(router: Router) -> None:

@@ -36,7 +36,9 @@ from router_ml.gateway_door import Door
 from router_ml.gateway_server import Settings, ensure_master_key, proxy_config, serve
 from router_ml.live import LiveRouter
 from router_ml.pool import Budgets, ModelPool, ModelSpec
+from router_ml.request import RouteRequest
 from router_ml.router import Router
+from router_ml.verifiers import MinimumLength
 
 KEY = "sk-0123456789"
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
@@ -447,3 +449,30 @@ def test_the_example_pool_is_one_that_the_bundled_router_can_serve() -> None:
     for spec in pool.models:
         assert spec.input_usd_per_mtok == bundled[spec.name].input_usd_per_mtok
         assert spec.output_usd_per_mtok == bundled[spec.name].output_usd_per_mtok
+
+
+@pytest.mark.parametrize(
+    ("places", "called"),
+    [((0, 0, 1), [0, 1]), ((0, 1), [1]), ((0, 1, 0), [1, 0]), ((0, 1, 2), [1, 2])],  # of the models, in the plan
+)
+def test_each_stage_of_a_plan_is_called_in_turn_a_model_twice_if_the_plan_says_so(
+    places: tuple[int, ...], called: list[int]
+) -> None:
+    live = LiveRouter(Router.load(STORED))
+    models, gateway, verifier = live.router.models, Gateway(live), MinimumLength(99)
+    read = live.read(RouteRequest("Hi", verifier=verifier))
+    decision = dataclasses.replace(live.router.decide(read), plan=tuple(models[i] for i in places), model=models[0])
+    gateway.decide = lambda *_: (read, decision)  # type: ignore[method-assign]
+    exchange = gateway.begin("acompletion", {"model": "auto", "messages": "Hi"}, None)
+    short = {"choices": [{"message": {"content": "short"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 9}}
+    gateway.started(exchange, exchange.calling)
+    asked = []
+
+    async def call(model: str) -> tuple[Any, dict[str, Any]]:
+        asked.append(models.index(model))
+        gateway.started(exchange, model)
+        return short, {}
+
+    asyncio.run(gateway.answered(exchange, short, {}, call))
+    assert asked == called and [a.stage for a in exchange.attempts] == list(range(len(exchange.attempts)))
+    assert all(a.verdict is not None and not a.verdict.accepted for a in exchange.attempts)

@@ -12,7 +12,7 @@ from router_ml.attempt import Attempt, AttemptKind, Usage
 from router_ml.errors import ContextTooLongError, CredentialsError, PoolError, ProviderUnavailableError
 from router_ml.live import Course, LiveRouter
 from router_ml.pool import Budgets, Rule
-from router_ml.request import RouteRequest
+from router_ml.request import ReasonCode, RouteRequest, VerifierSpec
 from router_ml.router import Router
 from router_ml.verifiers import MinimumLength
 
@@ -160,3 +160,15 @@ def test_a_pin_is_kept_whatever_leaving_costs(router_path: Path) -> None:
     held = RouteRequest("word " * 10_000, current_model="acme/large", cached_tokens=9_000)
     assert live.decide(live.read(held)).model == "acme/large"
     assert live.decide(live.read(dataclasses.replace(held, pin=STRONG))).model == STRONG
+
+
+def test_a_plan_that_ends_at_the_escalation_model_is_no_makeshift(router_path: Path) -> None:
+    """No plan is as likely as is asked; the likeliest begins with a model that is spared, and can do without."""
+    live = LiveRouter(acting_router(router_path))
+    sure = RouteRequest("What is 2 + 2?", min_quality=1.0, verifier=VerifierSpec(1.0, 0.0))
+    reading = live.read(sure)
+    wanted = live.decide(reading)
+    assert wanted.reason.code is ReasonCode.LOW_CONFIDENCE and STRONG in wanted.plan[1:]
+    live.health.succeeded(wanted.plan[0], 0.1, LOW)
+    spared = live.decide(reading).plan
+    assert wanted.plan[0] not in spared and STRONG in spared

@@ -211,14 +211,41 @@ def test_a_long_list_is_shortened_without_loss() -> None:
             goal = Goal(failure_cost_usd=price)
             kept = shortlist(candidates, goal)
             assert len(kept) == MAX_CANDIDATES and kept == sorted(set(kept))
-            every = Search(candidates, 3).value(goal).min() + price
+            every = Search(candidates, 3).best(goal).best.loss(price)
             over.append(best_plans(candidates, goal, max_stages=3).best.loss(price) / every - 1.0)
     assert max(over) < 0.01
 
 
-def test_no_candidate_within_the_budget_is_an_error() -> None:
+@pytest.mark.parametrize("n", [3, MAX_CANDIDATES + 4])
+def test_no_candidate_within_the_budget_is_an_error(n: int) -> None:
     with pytest.raises(ValueError, match="within the budget"):
-        best_plans(Problem.random(np.random.default_rng(0), 3).candidates(), Goal(budget_usd=0.0))
+        best_plans(Problem.random(np.random.default_rng(0), n).candidates(), Goal(budget_usd=0.0))
+
+
+@pytest.mark.parametrize("accept", [(1.0, 0.0), (0.95, 0.05)])
+def test_of_the_likeliest_plans_the_cheapest_is_taken(accept: tuple[float, float]) -> None:
+    """With a perfect check every order of the same models is as likely."""
+    problem = Problem([0.8, 0.6, 0.5], [1.0, 0.05, 0.01], [1.0] * 3, 0.2, VerifierSpec(*accept))
+    truth = problem.every_plan()
+    plan = best_plans(problem.candidates(), Goal(min_quality=0.999)).best
+    likeliest = max(p for _, p in truth.values())
+    assert plan.p_success == pytest.approx(likeliest, abs=1e-5)
+    least = min(cost for cost, p in truth.values() if p >= likeliest - 1e-6)
+    assert plan.expected_cost_usd == pytest.approx(least, rel=1e-3)
+
+
+def test_the_few_of_a_long_list_that_are_quick_enough_are_found() -> None:
+    problem = Problem.random(np.random.default_rng(4), 30)
+    goal = Goal(min_quality=0.9, max_latency_s=2.0)
+    left_out = set(range(30)) - set(shortlist(problem.candidates(), goal))
+    seconds = [1.0 if i in left_out else 9.0 for i in range(30)]
+    assert set(best_plans(problem.candidates(latency_s=seconds), goal).best.models) <= left_out
+
+
+def test_a_second_plan_is_there_where_none_of_the_others_is_likely_enough() -> None:
+    candidates = Problem([0.9, 0.3, 0.2], [1.0, 0.1, 0.1], [1.0] * 3, 0.2, VerifierSpec(0.5, 0.5)).candidates()
+    best, second = best_plans(candidates, Goal(min_quality=0.88))
+    assert best.models == (0,) and second is not None and second.models[0] != 0 and second.p_success < 0.88
 
 
 @given(st.lists(st.tuples(st.floats(1e-4, 1 - 1e-4), st.floats(0.0, 10.0)), min_size=1, max_size=6))

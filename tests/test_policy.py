@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from collections import Counter
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from router_ml.errors import NoEligibleModelError, RequestError, RouterError
 from router_ml.policy import Choice, Live, Policy
-from router_ml.pool import Budgets, ModelPool, ModelSpec, Rule
+from router_ml.pool import Budgets, ModelPool, ModelSpec, Planning, Rule
 from router_ml.request import ReasonCode, RouteRequest, Trace, VerifierSpec
 
 NAMES = ("a/small", "b/middle", "c/large", "d/home")
@@ -549,3 +550,46 @@ def test_a_checked_plan_that_ends_at_the_escalation_model_stands_for_unlike_requ
     usual, unlike = decide(checked), decide(checked, unlike=True)
     assert usual.plan.models[-1] == NAMES.index("c/large")
     assert unlike.plan == usual.plan and unlike.reason.code is not ReasonCode.UNLIKE
+
+
+# -- plans under caps
+
+
+def test_a_budget_that_a_plan_just_fits_changes_nothing() -> None:
+    checked = ask(verifier=VerifierSpec(1.0, 0.0), deny=["c/large", "d/home"], failure_cost_usd=100.0)
+    cost = (0.1, 0.2, 0.5, 0.0)  # 0.1 + 0.2 is above 0.3 as floats
+    free, capped = decide(checked, cost=cost), decide(dataclasses.replace(checked, budget_usd=0.3), cost=cost)
+    assert free.plan.models == (0, 1)
+    assert (capped.plan, capped.degraded, capped.reason) == (free.plan, False, free.reason)
+
+
+@pytest.mark.parametrize("price", [None, 0.5])
+@given(budget=st.floats(0.0, 0.15), check=st.sampled_from([0.0, 0.002]))
+def test_no_plan_that_is_told_of_goes_over_the_budget(price: float | None, budget: float, check: float) -> None:
+    checked = ask(verifier=VerifierSpec(0.95, 0.05, cost_usd=check), failure_cost_usd=price)
+    choice = decide(dataclasses.replace(checked, budget_usd=budget))
+    plans = [plan for plan in (choice.plan, choice.second) if plan is not None]
+    if budget >= check:  # the model at home is free, its check is not
+        assert all(sum(COST[i] + check for i in plan.models) <= budget + 1e-9 for plan in plans)
+    wanted = decide(checked)
+    assert choice.degraded == (choice.plan.models != wanted.plan.models)
+
+
+def test_the_second_plan_is_within_the_budget_too() -> None:
+    short = pool(plan=Planning(last_resort=False))
+    checked = ask(verifier=VerifierSpec(1.0, 0.0), min_quality=0.6, deny=["d/home"])
+    free, capped = decide(checked, of=short), decide(dataclasses.replace(checked, budget_usd=0.02), of=short)
+    assert free.second is not None and free.second.models[0] == 1  # for 0.03 USD
+    assert (capped.plan.models, capped.second, capped.degraded) == (free.plan.models, None, False)
+
+
+def test_a_check_that_nothing_leaves_money_for_does_not_make_a_choice_weaker() -> None:
+    checked = ask(verifier=VerifierSpec(0.95, 0.05, cost_usd=1.0), allow=["c/large"], budget_usd=0.06)
+    choice = decide(checked)
+    assert (chosen(choice), choice.degraded, choice.plan.expected_cost_usd) == ("c/large", False, 1.05)
+
+
+def test_where_no_check_is_quick_enough_the_threshold_decides_and_says_so() -> None:
+    choice = decide(ask(verifier=VerifierSpec(latency_s=10.0), max_latency_s=9.0))
+    assert (chosen(choice), choice.plan.models) == ("a/small", (0,))
+    assert choice.objective == ("threshold", 0.6) and choice.reason.code is ReasonCode.CHEAPEST_LIKELY

@@ -1,4 +1,7 @@
-"""Plans found by trying everything, by code that shares nothing with the planner: what the planner is held against."""
+"""Plans found by trying everything, one by one: what the planner is held against.
+
+Nothing is shared with it but the nodes of difficulty, which are part of the problem here.
+"""
 
 from __future__ import annotations
 
