@@ -2,9 +2,9 @@
 
 One policy *beats* another if its probabilities are better (Brier score, a proper score) and its choices are not worse
 (area under the cost-quality hull, where choices can be priced), each with ``CONFIDENCE``. Shipped is the simplest
-policy that no other beats; in place of a per-task table that routes worse than the base rates, the router. The Brier
-score carries the burden of proof because it sees every outcome: a lead in area that is real takes several times as many
-requests to show (docs/LOG.md).
+policy that no other beats; in place of a per-task table that routes worse than the base rates, the router if it beats
+those, else they. The Brier score carries the burden of proof because it sees every outcome: a lead in area that is real
+takes several times as many requests to show (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def choose_policy(judged: Mapping[str, Judged], *, n_boot: int = 200, seed: int 
     unbeaten = [b for b in there if not any(found.beats for (_, other), found in pairs.items() if other == b)]
     policy, why = unbeaten[0], ""
     if policy == PER_TASK_TABLE and _loses_area(found := pairs[PER_TASK_TABLE, BASE_RATES]):
-        # what beats the base rates is then the table alone, or the router too; plans are better with the router's rates
-        policy, why = ROUTER, f"the per-task table, which it does not beat, routes worse than the base rates ({found})"
+        policy = ROUTER if pairs[ROUTER, BASE_RATES].beats else BASE_RATES
+        why = f"the per-task table, which it does not beat, routes worse than the base rates ({found})"
     return Shipped(policy, "; ".join(part for part in (_why(policy, pairs), why) if part), pairs)
 
 
