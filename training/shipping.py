@@ -3,8 +3,8 @@
 One policy *beats* another if its probabilities are better (Brier score, a proper score) and its choices are not worse
 (area under the cost-quality hull, where enough of them can be priced), each with ``CONFIDENCE``. Shipped is the
 simplest policy that no other beats; in place of a per-task table that routes worse than the base rates, the router. The
-Brier score carries the burden of proof because it sees every outcome: a lead in area that is real takes several times as
-many requests to show (docs/LOG.md).
+Brier score carries the burden of proof because it sees every outcome: a lead in area that is real takes several times
+as many requests to show (docs/LOG.md).
 """
 
 from __future__ import annotations
