@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.abc import InspectLoader
 from importlib.metadata import EntryPoint, entry_points
@@ -132,6 +133,16 @@ def run(command: click.Command, argv: Sequence[str] | None = None, name: str | N
 
 def _one_line(exc: Exception) -> str:
     return "; ".join(line.strip() for line in str(exc).splitlines())
+
+
+class FiniteRange(click.FloatRange):
+    """A range of floats that lets no NaN and no infinity through, as click's own does."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 # -- route

@@ -50,7 +50,8 @@ def explain(decision: RouteDecision) -> Explanation:
     second = _second(decision, others)
     flips = tuple(_flips(decision, chosen, others))
     parts = [
-        _reason(decision), _plan_of(decision), _runner_up(decision, chosen, second), _changes(flips), _trust(decision)
+        _reason(decision), _plan_of(decision), _runner_up(decision, chosen, second),
+        _changes(flips, decision.objective), _trust(decision),
     ]  # fmt: skip
     return Explanation(" ".join(part for part in parts if part), chosen, second, flips)
 
@@ -175,12 +176,14 @@ def _runner_up(decision: RouteDecision, chosen: Candidate, second: Candidate | N
     )
 
 
-def _changes(flips: tuple[Flip, ...]) -> str:
+def _changes(flips: tuple[Flip, ...], objective: Objective | None) -> str:
     said = []
     for flip in flips:
+        # rounded, the value alone may lie on the wrong side of the flip
+        above = objective is not None and objective.value is not None and flip.value > objective.value
         what = {
             "failure_cost_usd": f"at {usd(flip.value)} for a failure",
-            "threshold": f"at a threshold of {flip.value:.3f}",
+            "threshold": f"at a threshold {'above' if above else 'below'} {flip.value:.3f}",
             "expected_cost_usd": f"if what was chosen cost {usd(flip.value)} or more",
         }[flip.what]
         said.append(f"{flip.to} {what}")

@@ -244,7 +244,8 @@ def test_command_prices_a_failure(
     for words in ("loss at $0.0500", "choosing by what a failure costs", "router_at_failure_cost"):
         assert words in shown
     assert "by under-routing" in page.read_text(encoding="utf-8")
-    assert main([*arguments, "--failure-cost-usd", "-1"]) == 2
+    for wrong in ("-1", "nan", "inf"):
+        assert main([*arguments, "--failure-cost-usd", wrong]) == 2
 
 
 def test_command_refuses_what_is_no_router_in_one_line(

@@ -35,9 +35,12 @@ def test_it_is_one_paragraph_with_the_numbers(router: Router) -> None:
 @pytest.mark.parametrize("wanted", [0.7, 0.8, 0.85, 0.9, 0.94])
 def test_a_threshold_that_would_have_changed_it_does(router: Router, wanted: float) -> None:
     decision = decide(router, min_quality=wanted)
-    flips = [flip for flip in explain(decision).flips if flip.what == "threshold"]
+    explanation = explain(decision)
+    flips = [flip for flip in explanation.flips if flip.what == "threshold"]
     assert flips
     for flip in flips:
+        side = "above" if flip.value > wanted else "below"
+        assert f"{flip.to} at a threshold {side} {flip.value:.3f}" in explanation.text
         assert decide(router, min_quality=flip.value).model == flip.to != decision.model
         inside = flip.value + (1e-6 if flip.value < wanted else -1e-6)
         assert decide(router, min_quality=inside).model == decision.model

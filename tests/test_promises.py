@@ -349,7 +349,8 @@ def test_the_command_says_and_saves_what_is_promised(
     assert f"promise of 80% of acme/large's quality (confidence 0.9): {manifest['promise']['reason']}" in said
     for wrong in (["--confidence", "0.9"], ["--promise-by-task"], ["--target-quality", "1.5"]):
         assert main([*arguments, *wrong]) == 2
-    assert "expected in (0, 1]" in capsys.readouterr().err
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "Error: target quality 1.5, expected in (0, 1]; confidence 0.9, in (0, 1)"
     sparse = tmp_path / "sparse.csv"
     write_table(World(7).sample(100, models_per_request=2).table, sparse)
     out = tmp_path / "none"

@@ -154,6 +154,26 @@ def test_in_place_of_a_table_that_routes_worse_than_base_rates_the_router_ships_
     assert "which it does not beat, routes worse than the base rates (Brier score -0.0100" in shipped.why
 
 
+def test_better_probabilities_that_choose_alike_beat(judged: Judged) -> None:
+    # half of each probability at twice the price of a failure is the same choice
+    found = compare_policies(judged, dataclasses.replace(judged, p=judged.p / 2))
+    assert found.area is not None and found.area.difference == 0.0 and found.area.p_a_le_b == 1.0
+    assert found.brier < 0 and found.beats
+
+
+def test_an_area_of_a_few_requests_does_not_count(judged: Judged) -> None:
+    def tried_in_full(n: int) -> Judged:
+        keep = np.isin(judged.group, np.unique(judged.group)[:n])
+        few = np.where(keep[:, None] | (np.arange(judged.score.shape[1]) == 0), judged.score, np.nan)
+        return dataclasses.replace(judged, score=few)
+
+    for n, compared in ((19, False), (20, True)):
+        few = tried_in_full(n)
+        found = compare_policies(few, dataclasses.replace(few, p=np.full_like(few.p, 0.5)), n_boot=5)
+        assert (found.area is not None) == compared
+    assert found.area is not None and str(found).endswith(f" of {found.area.n}, n = {len(judged.group)}")
+
+
 def test_without_prices_the_brier_score_alone_decides(table: OutcomeTable) -> None:
     free = dataclasses.replace(table, cost_usd=np.full(table.n_rows, np.nan))
     found = choose_policy(simpler_policies(cross_validate(free, default_encoder())))

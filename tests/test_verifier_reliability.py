@@ -159,7 +159,7 @@ def test_the_file_that_is_written_is_what_the_router_plans_with(
     router = Router.load(router_path)
     router.pool.to_yaml(tmp_path / "pool.yaml")
     for name in ("measured.yaml", "measured.json"):
-        assert main(["verifiers", url, "--out", str(tmp_path / name)]) == 0
+        assert main(["verifiers", "--log", url, "--out", str(tmp_path / name)]) == 0
         assert "2 verifiers" in capsys.readouterr().out
         pool = ModelPool.from_dict(router.pool.to_dict() | yaml.safe_load((tmp_path / name).read_text("utf-8")))
         assert pool.verifiers == learned(url).measured()
@@ -177,15 +177,17 @@ def test_the_file_that_is_written_is_what_the_router_plans_with(
 
 def test_the_command_prints_a_table_or_json(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     write_log(url, 120)
-    assert main(["verifiers", url]) == 0
+    assert main(["verifiers", "--log", url]) == 0
     assert verifier_name(JUDGE) in capsys.readouterr().out
-    assert main(["verifiers", url, "--json", "--level", "0.8", "--since", "2000-01-01"]) == 0
+    assert main(["verifiers", "--log", url, "--json", "--level", "0.8", "--since", "2000-01-01"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["level"] == 0.8 and found["rows"][0]["true_accept"].keys() == {"value", "low", "high", "n"}
 
 
 def test_an_empty_log_is_no_error_and_a_missing_one_is(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     OutcomeLog(url).close()
-    assert main(["verifiers", url, "--json"]) == 0
+    assert main(["verifiers", "--log", url, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == []
-    assert main(["verifiers", "sqlite:///none/there.db"]) == 1
+    assert main(["verifiers", "--log", url, "--level", "nan"]) == 2
+    assert "nan is not a finite number" in capsys.readouterr().err
+    assert main(["verifiers", "--log", "sqlite:///none/there.db"]) == 1

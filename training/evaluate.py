@@ -13,7 +13,7 @@ from typing import Any
 import click
 from rich.table import Table
 
-from router_ml.cli import run
+from router_ml.cli import FiniteRange, run
 from router_ml.explanation import usd
 from router_ml.router import Router
 from router_ml.terminal import console, table_of
@@ -31,9 +31,7 @@ from training.routing_errors import AT_PRICE, contestants
 @click.option("--outcomes", "paths", type=click.Path(path_type=Path), multiple=True, required=True, help="A table.")
 @click.option("--json", "out", type=click.Path(path_type=Path), required=True, help="Write the report here.")
 @click.option("--html", "page_path", type=click.Path(path_type=Path), help="Write a page with figures here.")
-@click.option(
-    "--failure-cost-usd", type=click.FloatRange(min=0.0), help="Price of a failure: adds the loss, in its parts."
-)
+@click.option("--failure-cost-usd", type=FiniteRange(min=0.0), help="Price of a failure: adds the loss, in its parts.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of baselines and bootstrap.")
 def command(
     folder: Path | None, paths: tuple[Path, ...], out: Path, page_path: Path | None, failure_cost_usd: float | None,

@@ -2,7 +2,7 @@
 
     router-ml outcomes export [--log URL] --out FILE [--since TIME] [--until TIME]
     router-ml outcomes import [--log URL] --table FILE [--log-prompts none|hash|text]
-    router-ml outcomes verifiers [URL] [--since TIME] [--until TIME] [--out FILE]      (see ``training.verifiers``)
+    router-ml outcomes verifiers [--log URL] [--since TIME] [--until TIME] [--out FILE]     (see ``training.verifiers``)
 
 An export holds a row per decision and model that answered, wherever it is known how good the answer was: by the newest
 score of late feedback, else its newest verdict, else by the verifier. What cannot be labelled is counted, by reason.
@@ -24,7 +24,7 @@ from typing import Any
 import click
 import numpy as np
 
-from router_ml.cli import run
+from router_ml.cli import FiniteRange, run
 from router_ml.embedding import Encoder
 from router_ml.errors import OutcomeLogError, TableError
 from router_ml.outcome_rows import (
@@ -341,13 +341,11 @@ def import_command(url: str, path: Path, log_prompts: Any, as_json: bool) -> Non
 
 
 @command.command("verifiers")
-@click.argument("url", envvar="ROUTER_ML_LOG", default=DEFAULT_URL, metavar="[URL]")
+@_LOG
 @click.option(
     "--out", type=click.Path(path_type=Path), help="A .yaml or .json file that pool.yaml names: `verifiers: FILE`."
 )
-@click.option(
-    "--level", type=click.FloatRange(0, 1, True, True), default=LEVEL, show_default=True, help="Of intervals."
-)
+@click.option("--level", type=FiniteRange(0, 1, True, True), default=LEVEL, show_default=True, help="Of intervals.")
 @click.option(
     "--min-labels", type=click.IntRange(1), default=MIN_LABELS, show_default=True,
     help="Labelled answers, right or wrong ones, below which --out leaves a rate as it is declared.",

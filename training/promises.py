@@ -55,7 +55,7 @@ class Target:
 
     def __post_init__(self) -> None:
         if not 0.0 < self.quality <= 1.0 or not 0.0 < self.confidence < 1.0:
-            problem = f"target quality {self.quality}, confidence {self.confidence}; expected in (0, 1] and in (0, 1)"
+            problem = f"target quality {self.quality}, expected in (0, 1]; confidence {self.confidence}, in (0, 1)"
             raise TableError("promise", [problem])
 
 

@@ -1,10 +1,10 @@
 """Which policy an artifact ships: the router, or a simpler one that it does not beat on rows it has not seen.
 
 One policy *beats* another if its probabilities are better (Brier score, a proper score) and its choices are not worse
-(area under the cost-quality hull, where choices can be priced), each with ``CONFIDENCE``. Shipped is the simplest
-policy that no other beats; in place of a per-task table that routes worse than the base rates, the router if it beats
-those, else they. The Brier score carries the burden of proof because it sees every outcome: a lead in area that is real
-takes several times as many requests to show (docs/LOG.md).
+(area under the cost-quality hull, where enough of them can be priced), each with ``CONFIDENCE``. Shipped is the
+simplest policy that no other beats; in place of a per-task table that routes worse than the base rates, the router if
+it beats those, else they. The Brier score carries the burden of proof because it sees every outcome: a lead in area
+that is real takes several times as many requests to show (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from training.prediction import Prediction
 from training.simpler import BASE_RATES, NAMES, PER_TASK_TABLE, POLICIES, ROUTER, SuccessRates
 
 CONFIDENCE = 0.9
+FEWEST_GROUPS = 20  # tried on every model, below which resampling them says nothing of an area
 NORMAL_90, NORMAL_95 = 1.2816, 1.96  # a normal variable stays below / within so many deviations: 90 %, 95 %
 
 
 class Difference(NamedTuple):
-    """One policy less another on the same rows. ``area`` is None where no choice can be priced.
+    """One policy less another on the same rows.
 
     ``brier`` (below 0: better) has its two-sided 95 % interval and the standard error, requests of a group counted
-    together; ``n`` requests.
+    together; ``n`` requests. ``area`` is of the requests on which every model was tried and has a price, None where
+    these are of fewer than ``FEWEST_GROUPS`` groups.
     """
 
     brier: float
@@ -41,7 +43,8 @@ class Difference(NamedTuple):
     @property
     def beats(self) -> bool:
         """Whether the first policy beats the second."""
-        worse = self.area is not None and self.area.p_a_le_b > CONFIDENCE
+        # two policies that choose alike have one area, and a <= b in every resample
+        worse = self.area is not None and self.area.difference < 0.0 and self.area.p_a_le_b > CONFIDENCE
         return self.brier < -NORMAL_90 * self.error and not worse
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,7 +106,7 @@ def compare_policies(a: Judged, b: Judged, *, n_boot: int = 200, seed: int = 0) 
     brier, error = _brier_difference(a, b)
     rows, priced = complete_grid(a.score, a.cost_as_predicted)
     area = None
-    if rows.any() and priced.sum() > 1:
+    if len(np.unique(a.group[rows])) >= FEWEST_GROUPS and priced.sum() > 1:
         curves = [_curve(judged, priced) for judged in (a, b)]
         area = paired_bootstrap(curves[0], curves[1], hull_area, n_boot, seed)
     return Difference(brier, error, len(a.group), area)

@@ -154,7 +154,7 @@ def _target(quality: float | None, confidence: float | None, by_task: bool) -> T
     try:
         return Target(quality, 0.9 if confidence is None else confidence, by_task)
     except TableError as exc:
-        raise click.UsageError(str(exc)) from exc
+        raise click.UsageError("; ".join(exc.problems)) from exc
 
 
 def write_report(evaluation: Evaluation, folder: Path, version: str) -> None:

@@ -1,6 +1,6 @@
 """The reliability of verifiers, learned from an outcome log: verdicts, and what late feedback said of the same answers.
 
-    router-ml outcomes verifiers [URL] [--since TIME] [--json] [--out verifiers.yaml]
+    router-ml outcomes verifiers [--log URL] [--since TIME] [--json] [--out verifiers.yaml]
 
 The file holds the cautious ends, of what has enough labels; ``verifiers: verifiers.yaml`` in pool.yaml makes the router
 plan with them. How rates are estimated where most answers have no label is in ``training.acceptance``.
