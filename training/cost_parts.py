@@ -149,9 +149,7 @@ def turns_to_come(table: OutcomeTable) -> dict[str, Any] | None:
     :return: entry of the manifest; None with fewer than ``FEWEST_RUNS`` requests.
     """
     several = (table.turns > 1) | (table.tool_calls > 0)
-    before = np.array(
-        [0 if isinstance(p, str) else sum(m.get("role") == "assistant" for m in p) for p in table.prompts]
-    )
+    before = np.array([_assistant_turns(prompt) for prompt in table.prompts])
     is_agent = np.bincount(table.request[several], minlength=table.n_requests) > 0
     rows = ~np.isnan(table.turns) & is_agent[table.request]
     request = table.request[rows]
