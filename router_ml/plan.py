@@ -181,9 +181,10 @@ class Search:
     """
 
     def __init__(self, candidates: Candidates, max_stages: int | None = None) -> None:
-        n = len(candidates)
-        max_stages = max_stages or (n if n <= ALL_STAGES else MAX_STAGES)
-        retries = candidates.retry_correlation < 1.0
+        n, retries = len(candidates), candidates.retry_correlation < 1.0
+        if max_stages is None:
+            calls = 2 * n if retries else n  # that there are to make
+            max_stages = max(n, min(calls, MAX_STAGES)) if n <= ALL_STAGES else MAX_STAGES
         self.candidates = candidates
         self.sequences = _sequences(n, max_stages, retries)
         self.accepted_right, self.last_right, self.rejected = _letters(candidates, retries)

@@ -167,6 +167,8 @@ def test_a_second_call_of_a_model_is_worth_what_its_answers_differ() -> None:
     (right,), weights = Dependence([0.5], 0.0).given_difficulty([0], np.array([0.6]))
     assert again.p_success == pytest.approx(float(weights @ (right + (1 - right) * 0.7 * right)), abs=1e-9)
     assert plan(0.99).models == (0,)
+    alone = Candidates([0], p[:1], cost[:1], PERFECT, Dependence([0.5, 0.5], 0.0), retry_correlation=0.3)
+    assert best_plans(alone, Goal(failure_cost_usd=2.0)).best.models == (0, 0)
 
 
 @pytest.mark.parametrize("n", [2, 6, 9, 16, 30])
