@@ -27,8 +27,14 @@ Ints = NDArray[np.intp]
 MAX_STAGES = 4
 MAX_CANDIDATES = 12  # above, candidates that no clairvoyant would call are left out first
 ALL_STAGES = 5  # up to so many candidates, plans may call all of them
-_NOTHING_FITS = "no candidate is within the budget and the time of the goal"
 TIE = 1e-6  # a probability is what was wanted up to the rounding of the table of ``dependence``
+
+
+class NothingFitsError(ValueError):
+    """Not even one candidate, with the check of its answer, is within the budget and the time of the goal."""
+
+    def __init__(self) -> None:
+        super().__init__("no candidate is within the budget and the time of the goal")
 
 
 class Goal(NamedTuple):
@@ -123,12 +129,12 @@ def best_plans(
     :param max_stages: most calls in a sequence; None: ``MAX_STAGES``, or as many as there are candidates up to
         ``ALL_STAGES``.
     :param first: index in the pool of the model that must be called first; None: any.
-    :raises ValueError: if no single candidate is within the goal's budget and time.
+    :raises NothingFitsError: if no single candidate is within the goal's budget and time.
     """
     if len(candidates) > MAX_CANDIDATES:  # what cannot be called takes no place on the shortlist
         candidates = candidates.take(_within_limits(candidates, goal))
         if not len(candidates):
-            raise ValueError(_NOTHING_FITS)
+            raise NothingFitsError
     if len(candidates) > MAX_CANDIDATES:
         candidates = candidates.take(shortlist(candidates, goal, keep=(first, goal.last_resort)))
     return Search(candidates, max_stages).best(goal, first=first)
@@ -213,7 +219,7 @@ class Search:
             blocked = np.where(opening == self.candidates.models.index(first), blocked, np.inf)
         best = self._least(goal, blocked)
         if best is None:
-            raise ValueError(_NOTHING_FITS)
+            raise NothingFitsError
         if first is not None or len(self.candidates) == 1:
             return Plans(self.plan(best), None)
         second = self._least(goal, np.where(opening == opening.flat[best], np.inf, blocked))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from router_ml.dependence import Dependence
-from router_ml.plan import TIE, Candidates, Goal, Plan, Plans, best_plans
+from router_ml.plan import TIE, Candidates, Goal, NothingFitsError, Plan, Plans, best_plans
 from router_ml.pool import ModelPool
 from router_ml.request import ReasonCode, VerifierSpec
 from router_ml.terms import Terms
@@ -55,7 +55,7 @@ class Planner:
         )  # fmt: skip
         try:
             plans = best_plans(candidates, goal, first=first, max_stages=self.pool.plan.max_stages)
-        except ValueError:
+        except NothingFitsError:
             return None
         return Planned(plans, *self._why(terms, goal, plans.best))
 

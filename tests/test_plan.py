@@ -12,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router_ml.dependence import Dependence
-from router_ml.plan import MAX_CANDIDATES, Candidates, Goal, Plan, Search, best_plans, lower_bound, shortlist
+from router_ml.plan import (
+    MAX_CANDIDATES,
+    Candidates,
+    Goal,
+    NothingFitsError,
+    Plan,
+    Search,
+    best_plans,
+    lower_bound,
+    shortlist,
+)
 from router_ml.request import VerifierSpec
 from training import brute_force
 from training.brute_force import Problem
@@ -61,7 +71,7 @@ def test_caps_hold_for_the_worst_case(seed: int, budget: float, seconds: float) 
     goal = Goal(failure_cost_usd=100.0, budget_usd=budget, max_latency_s=seconds)
     try:
         plan = best_plans(candidates, goal).best
-    except ValueError:
+    except NothingFitsError:
         single = zip(candidates.cost.tolist(), candidates.latency_s.tolist(), strict=True)
         assert all(cost > budget or wait > seconds for cost, wait in single)
     else:
@@ -220,7 +230,7 @@ def test_a_long_list_is_shortened_without_loss() -> None:
 
 @pytest.mark.parametrize("n", [3, MAX_CANDIDATES + 4])
 def test_no_candidate_within_the_budget_is_an_error(n: int) -> None:
-    with pytest.raises(ValueError, match="within the budget"):
+    with pytest.raises(NothingFitsError, match="within the budget"):
         best_plans(Problem.random(np.random.default_rng(0), n).candidates(), Goal(budget_usd=0.0))
 
 
