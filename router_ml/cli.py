@@ -175,6 +175,15 @@ LIMITS: tuple[Callable[[Any], Any], ...] = (
 )
 
 
+LOG_PROMPTS = click.option(
+    "--log-prompts",
+    type=click.Choice(["none", "hash", "text"]),
+    default="hash",
+    show_default=True,
+    help="What the outcome log keeps of a request's text.",
+)
+
+
 def _with_limits(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(LIMITS):
         function = option(function)
@@ -228,13 +237,7 @@ def route(
 @click.option("--router", "folder", metavar="DIR", help="A saved router; without it, the bundled one.")
 @click.option("--pool", "pool_path", metavar="FILE", help="A pool.yaml in place of the router's own.")
 @click.option("--log", "log_url", metavar="URL", help="Outcome log, such as sqlite:///outcomes.db.")
-@click.option(
-    "--log-prompts",
-    type=click.Choice(["none", "hash", "text"]),
-    default="hash",
-    show_default=True,
-    help="What the outcome log keeps of the text.",
-)
+@LOG_PROMPTS
 @click.option("--stream", is_flag=True, help="Print the answer as it comes.")
 @click.option("--timeout-s", type=float, default=30.0, show_default=True, help="Most seconds of one attempt.")
 @click.option("--temperature", type=float)

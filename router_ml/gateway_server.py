@@ -23,6 +23,7 @@ from typing import Any
 
 import click
 
+from router_ml.cli import LOG_PROMPTS
 from router_ml.completion import TIMEOUT_S
 from router_ml.errors import GatewayError, MissingExtraError
 from router_ml.gateway import ALIASES, Gateway
@@ -226,13 +227,7 @@ def live_router(settings: Settings) -> LiveRouter:
 @click.option(
     "--log", metavar="URL", envvar="ROUTER_ML_LOG", show_envvar=True, help="Outcome log, as sqlite:///outcomes.db."
 )
-@click.option(
-    "--log-prompts",
-    type=click.Choice(["none", "hash", "text"]),
-    default="hash",
-    show_default=True,
-    help="What the outcome log keeps of a request's text.",
-)
+@LOG_PROMPTS
 @click.option("--key-file", type=click.Path(path_type=Path), help="Where the master key is or will be.")
 @click.option("--redis", metavar="URL", envvar="ROUTER_ML_REDIS", show_envvar=True, help="Shares breakers and budgets.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes.")

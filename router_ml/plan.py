@@ -152,6 +152,10 @@ class _Sequences(NamedTuple):
     first: Ints  # (N, letters) first model of each sequence
     holds: NDArray[np.bool_]  # (n, N, letters) whether the model is in the sequence
 
+    def growth(self) -> list[tuple[Ints, Ints] | tuple[None, None]]:
+        """For prefixes of each length, how those one longer grow of them; nothing grows of the longest."""
+        return [*zip(self.parent, self.last, strict=True), (None, None)]
+
 
 @cache
 def _sequences(n: int, max_stages: int, retries: bool) -> _Sequences:
@@ -199,7 +203,7 @@ class Search:
         u = candidates.weights[None]  # (N_d, nodes) P(all of the prefix rejected, difficulty)
         spent, earned = np.zeros(1), np.zeros(1)
         costs, rights = [], []
-        for parent, last in [*zip(self.sequences.parent, self.sequences.last, strict=True), (None, None)]:
+        for parent, last in self.sequences.growth():
             reach = u.sum(axis=1)
             self._reach.append(reach)
             costs.append(spent[:, None] + reach[:, None] * self.call_cost)
@@ -250,7 +254,7 @@ class Search:
         """Sum over all stages, called or not."""
         each = np.concatenate([each, each]) if len(self.call_cost) > len(each) else each
         sums, out = np.zeros(1), []
-        for parent, last in [*zip(self.sequences.parent, self.sequences.last, strict=True), (None, None)]:
+        for parent, last in self.sequences.growth():
             out.append(sums[:, None] + each)
             if parent is not None:
                 sums = out[-1][parent, last]

@@ -166,10 +166,7 @@ class Router:
         :param explore: whether to draw the exploration that the pool asks for.
         :raises NoEligibleModelError: if guards exclude every model. :raises BudgetExceededError: if a cap does.
         """
-        choice = self._policy.decide(
-            reading.request, reading.trace, reading.p, reading.cost, reading.tokens,
-            rng=self._rng if explore else None, live=live, unlike=reading.novelty >= self._unlike_from,
-        )  # fmt: skip
+        choice = self._choose(reading, live, self._rng if explore else None)
         return self._decision(choice, reading.request, reading.p, reading.novelty)
 
     def alternative(self, reading: Reading, live: Live) -> str:
@@ -177,11 +174,13 @@ class Router:
 
         :raises NoEligibleModelError: if none is left. :raises BudgetExceededError: if a cap forbids all that are.
         """
-        choice = self._policy.decide(
-            reading.request, reading.trace, reading.p, reading.cost, reading.tokens, live=live,
+        return self.models[self._choose(reading, live, None).model]
+
+    def _choose(self, reading: Reading, live: Live | None, rng: random.Random | None) -> Choice:
+        return self._policy.decide(
+            reading.request, reading.trace, reading.p, reading.cost, reading.tokens, rng=rng, live=live,
             unlike=reading.novelty >= self._unlike_from,
         )  # fmt: skip
-        return self.models[choice.model]
 
     def expected_cost(self, reading: Reading) -> tuple[float, ...]:
         """Expected USD of a call of each model, as ``decide`` weighs it: less what a prompt cache saves."""

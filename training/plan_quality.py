@@ -20,7 +20,7 @@ from router_ml.request import VerifierSpec
 from training import brute_force
 from training.baselines import RandomMixture, out_of_fold
 from training.brute_force import Problem
-from training.cost_quality import complete_grid, cost_at_quality, resamples, sweep_choices, upper_hull
+from training.cost_quality import CostQualityCurve, complete_grid, cost_at_quality, resamples, sweep_choices, upper_hull
 from training.dependence import FittedDependence
 from training.judging import Judged
 from training.metrics import FloatArray, IntArray
@@ -69,6 +69,10 @@ class Outcomes:
         fold = np.asarray(judged.fold, dtype=np.intp)[rows]
         dependence = [Dependence(one.loadings[priced].tolist(), one.hopeless) for one in fitted]
         return cls(success, cost, judged.p[kept], judged.c[kept], fold, group, dependence, best)
+
+    def points(self, choices: IntArray) -> FloatArray:
+        """(k, 2) mean cost and quality of k choices (k, n) of one model for each request."""
+        return CostQualityCurve(choices, self.success, self.cost).points()
 
     @property
     def singles(self) -> FloatArray:
@@ -194,7 +198,7 @@ def _interval(
 
 def _without_verifier(name: str, judged: Judged, outcomes: Outcomes) -> Iterator[Row]:
     """Routing without a verifier: never dearer than the best model for its quality, never below the mixture."""
-    points = _points(sweep_choices(outcomes.p, outcomes.c), outcomes)
+    points = outcomes.points(sweep_choices(outcomes.p, outcomes.c))
     singles = outcomes.singles
     alone = singles[outcomes.best]
     share = cost_at_quality(np.vstack([points, alone]), singles, 1.0)
@@ -204,7 +208,7 @@ def _without_verifier(name: str, judged: Judged, outcomes: Outcomes) -> Iterator
     )  # fmt: skip
     rows_of = judged.requests.take(np.flatnonzero(complete_grid(judged.score, judged.cost)[0]))
     mixture = out_of_fold(RandomMixture, rows_of, outcomes.success, outcomes.cost, outcomes.fold)
-    hull = upper_hull(_points(sweep_choices(mixture.p, mixture.c), outcomes))
+    hull = upper_hull(outcomes.points(sweep_choices(mixture.p, mixture.c)))
     curve = upper_hull(points)
     # both are straight between their knots, so the least ratio is at one of them
     costs = np.concatenate([hull[:, 0], curve[:, 0]])
@@ -216,12 +220,6 @@ def _without_verifier(name: str, judged: Judged, outcomes: Outcomes) -> Iterator
         f">= {MIXTURE_SHARE:.2f}", worst >= MIXTURE_SHARE,
         note=f"both may mix two settings; one price of a failure by itself, of {len(points)}: {single:.3f} at worst",
     )  # fmt: skip
-
-
-def _points(choices: IntArray, outcomes: Outcomes) -> FloatArray:
-    """(k, 2) mean cost and quality of k choices (k, n) of one model for each request."""
-    rows = np.arange(len(outcomes.cost))
-    return np.stack([outcomes.cost[rows, choices].mean(axis=1), outcomes.success[rows, choices].mean(axis=1)], axis=1)
 
 
 def planner_rows(n_problems: int = 1_000, seed: int = 0) -> Iterator[Row]:

@@ -47,9 +47,14 @@ class Difference(NamedTuple):
         worse = self.area is not None and self.area.difference < 0.0 and self.area.p_a_le_b > CONFIDENCE
         return self.brier < -NORMAL_90 * self.error and not worse
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The two-sided 95 % interval of ``brier``."""
+        return self.brier - NORMAL_95 * self.error, self.brier + NORMAL_95 * self.error
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        low, high = self.brier - NORMAL_95 * self.error, self.brier + NORMAL_95 * self.error
+        low, high = self.interval
         out: dict[str, Any] = {"brier": {"difference": self.brier, "low": low, "high": high, "n": self.n}}
         if self.area is not None:
             found = interval_dict(self.area)
@@ -57,7 +62,7 @@ class Difference(NamedTuple):
         return out
 
     def __str__(self) -> str:
-        low, high = self.brier - NORMAL_95 * self.error, self.brier + NORMAL_95 * self.error
+        low, high = self.interval
         text = f"Brier score {self.brier:+.4f} [{low:+.4f}, {high:+.4f}]"
         if self.area is not None:
             text += f", area {self.area.difference:+.4f} [{self.area.low:+.4f}, {self.area.high:+.4f}]"
