@@ -208,3 +208,17 @@ def _ordered_pairs(outcome: FloatArray, predicted: FloatArray) -> tuple[float, f
     _, inverse, counts = np.unique(predicted, return_inverse=True, return_counts=True)
     midrank = np.cumsum(counts) - (counts - 1) / 2
     return float(midrank[inverse][positive].sum() - n1 * (n1 + 1) / 2), float(n1 * (positive.size - n1))
+
+
+def clustered_mean(total: FloatArray, count: ArrayLike, group: ArrayLike) -> tuple[float, float]:
+    """Mean over outcomes and its standard error: a ratio of sums over groups, which are the independent units.
+
+    :param total: (n,) sum of each request's outcomes. :param count: (n,) how many they are. :param group: (n,).
+    """
+    codes = np.unique(np.asarray(group), return_inverse=True)[1]
+    sums: FloatArray = np.bincount(codes, total).astype(np.float64)
+    counts: FloatArray = np.bincount(codes, np.asarray(count)).astype(np.float64)
+    outcomes, n = max(counts.sum(), 1.0), len(sums)
+    mean = float(sums.sum() / outcomes)
+    spread = float(((sums - mean * counts) ** 2).sum()) * n / max(n - 1, 1)
+    return mean, float(np.sqrt(spread) / outcomes)

@@ -35,7 +35,7 @@ from router_ml.errors import RouterError
 from router_ml.outcome_rows import IMPORT
 from router_ml.outcomes import DEFAULT_URL, LoggedDecision, OutcomeLog
 from router_ml.request import ReasonCode
-from training.metrics import FloatArray
+from training.metrics import FloatArray, clustered_mean
 from training.outcome_labels import answer_given, scores_of
 from training.outcome_log import moment
 
@@ -169,7 +169,8 @@ def check(seen: Sequence[Seen], target: float, confidence: float, task: str | No
         return _with(nothing, note=note)
     quality, reference, per_row = _estimates(seen, target)
     gain = quality - target * reference
-    error = math.hypot(_standard_error(per_row, [one.group for one in seen]), target * _unseen(seen) / n)
+    _, sampling = clustered_mean(per_row, np.ones(n), [one.group for one in seen])
+    error = math.hypot(sampling, target * _unseen(seen) / n)
     reach = NormalDist().inv_cdf(confidence) * error
     state: State = "kept" if gain - reach >= 0 else "broken" if gain + reach < 0 else "not enough data yet"
     note = "fixed-sample interval"
@@ -195,13 +196,6 @@ def _estimates(seen: Sequence[Seen], target: float) -> tuple[float, float, Float
     quality = float(np.average(score, weights=weight))
     reference = float(escalation.mean())
     return quality, reference, weight / weight.mean() * (score - quality) - target * (escalation - reference)
-
-
-def _standard_error(per_row: FloatArray, groups: Sequence[str]) -> float:
-    """Of the mean, with groups as the independent units."""
-    codes = np.unique(groups, return_inverse=True)[1]
-    sums = np.bincount(codes, weights=per_row)
-    return float(np.sqrt(len(sums) / (len(sums) - 1) * np.sum(sums**2)) / len(per_row))
 
 
 def _unseen(seen: Sequence[Seen]) -> float:

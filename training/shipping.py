@@ -18,7 +18,7 @@ import numpy as np
 from training.comparison import interval_dict
 from training.cost_quality import CostQualityCurve, PairedDifference, complete_grid, hull_area, paired_bootstrap
 from training.judging import Judged
-from training.metrics import FloatArray, IntArray
+from training.metrics import clustered_mean
 from training.prediction import Prediction
 from training.simpler import BASE_RATES, NAMES, PER_TASK_TABLE, POLICIES, ROUTER, SuccessRates
 
@@ -145,13 +145,7 @@ def _brier_difference(a: Judged, b: Judged) -> tuple[float, float]:
     """Mean over outcomes and its standard error: a ratio of sums over groups, which are the independent units."""
     known = ~np.isnan(a.success)
     gain = np.where(known, (a.p - a.success) ** 2 - (b.p - b.success) ** 2, 0.0).sum(axis=1)
-    group: IntArray = np.unique(a.group, return_inverse=True)[1]
-    total: FloatArray = np.bincount(group, gain).astype(np.float64)
-    count: FloatArray = np.bincount(group, known.sum(axis=1)).astype(np.float64)
-    mean = float(total.sum() / max(count.sum(), 1.0))
-    n = len(total)
-    spread = float(((total - mean * count) ** 2).sum()) * n / max(n - 1, 1)
-    return mean, float(np.sqrt(spread) / max(count.sum(), 1.0))
+    return clustered_mean(gain, known.sum(axis=1), a.group)
 
 
 def _loses_area(found: Difference) -> bool:
